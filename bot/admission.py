@@ -1,0 +1,106 @@
+"""Who goes next, as a pure function: smallest (priority, turn, time queued) among the heads of the repositories that nothing holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bot.models import WaitingReason
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first ready sprint of one repository. Moments are Unix ms."""
+
+    id: str
+    repo_id: int
+    repo: str
+    issue: int
+    priority: int
+    queued_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What holds sprints back now. Caps of 0 mean none; `open_prs` are ours in each repository; `paused_by` is "" while nothing is paused."""
+
+    capacity: int
+    max_running: int = 0
+    caps: Mapping[int, int] = field(default_factory=dict)
+    default_cap: int = 1
+    pr_caps: Mapping[int, int] = field(default_factory=dict)
+    open_prs: Mapping[int, int] = field(default_factory=dict)
+    paused_by: str = ""
+    budget_usd: float = 0.0
+    spent_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """This head goes into the engine's queue."""
+
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """This head waits, for this reason; the note has the figures."""
+
+    head: Head
+    reason: WaitingReason
+    note: str
+
+
+def decide(heads: Sequence[Head], flight: Mapping[int, int], policy: Policy) -> list[Admit | Wait]:
+    """At most one Admit, the best; a Wait for every head that cannot go. The caller repeats until nobody is admitted.
+
+    `turn` is the number of sprints of the repository in flight plus one, so repositories take turns within a priority (engine.md, "Order").
+    """
+    free: list[Head] = []
+    answers: list[Admit | Wait] = []
+    for head in heads:
+        held = _held(head, flight, policy)
+        if held is None:
+            free.append(head)
+        else:
+            answers.append(Wait(head, *held))
+    ordered = sorted(free, key=lambda head: order(head, flight))
+    if ordered:
+        busy = _busy(flight, policy)
+        if busy is None:
+            answers.append(Admit(ordered[0]))
+        else:
+            answers.extend(Wait(head, *busy) for head in ordered)
+    return answers
+
+
+def order(head: Head, flight: Mapping[int, int]) -> tuple[int, int, int, str]:
+    """The sort key of a head."""
+    return (head.priority, flight.get(head.repo_id, 0) + 1, head.queued_ms, head.id)
+
+
+def _held(head: Head, flight: Mapping[int, int], policy: Policy) -> tuple[WaitingReason, str] | None:
+    if policy.paused_by:
+        return WaitingReason.PAUSED, f"the fleet is paused by {policy.paused_by}"
+    if policy.budget_usd and policy.spent_usd >= policy.budget_usd:
+        return WaitingReason.BUDGET, f"${policy.spent_usd:.2f} of today's ${policy.budget_usd:.2f} are spent"
+    pr_cap = policy.pr_caps.get(head.repo_id, 0)
+    open_prs = policy.open_prs.get(head.repo_id, 0)
+    if pr_cap and open_prs >= pr_cap:
+        return WaitingReason.OPEN_PRS, f"{open_prs} of {pr_cap} open pull requests"
+    cap = policy.caps.get(head.repo_id, policy.default_cap)
+    running = flight.get(head.repo_id, 0)
+    if running >= cap:
+        return WaitingReason.CAP, f"{running} of {cap} running in this repository"
+    return None
+
+
+def _busy(flight: Mapping[int, int], policy: Policy) -> tuple[WaitingReason, str] | None:
+    running = sum(flight.values())
+    if policy.capacity <= 0:
+        return WaitingReason.NO_WORKER, "no worker is alive"
+    if policy.max_running and running >= policy.max_running:
+        return WaitingReason.CAP, f"{running} of {policy.max_running} running in the fleet"
+    if running >= policy.capacity:
+        return WaitingReason.SLOT, f"all {policy.capacity} slots are busy"
+    return None

@@ -1,0 +1,475 @@
+"""The `/dispatch` grammar on Markdown blocks, the keys of what it finds, and what a command is; a typo is a value, never an exception."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise
+from typing import NamedTuple, Protocol, TypeAlias
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+
+from bot.models import (
+    Actor,
+    Ask,
+    CancelResult,
+    IssueFacts,
+    IssueRef,
+    Permission,
+    Position,
+    Reaction,
+    Reply,
+    RepoId,
+    Source,
+    SprintId,
+    SprintState,
+    SprintView,
+    UserError,
+    Verdict,
+)
+from bot.settings import RepositorySettings, Settings
+
+NAMESPACE = "/dispatch"
+DEFAULT_VERB = "run"
+MARKER = "<!-- timmy-dispatch:v1"
+BODY_CAP = 65_536
+TEXT_CAP = 2_000
+
+_CANDIDATE = re.compile(r"(?im)^[^A-Za-z/\n]*/dispatch(?:\s|$)")
+_COMMAND = re.compile(r"/dispatch(?:[^\S\n][^\n]*)?(?=\n|\Z)", re.IGNORECASE)
+_WORD = re.compile(r"""(?P<key>[A-Za-z][A-Za-z0-9_-]*)=(?:"(?P<quoted>[^"]*)"(?=\s|\Z)|(?P<plain>[^\s"]*)(?=\s|\Z))|(?P<word>\S+)""")
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*=")
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One command as written. `args` are the words before the first `key=value`, `instructions` the free text after the last one.
+
+    `instructions` also holds the lines below the command in its paragraph. `text` is the command line alone with whitespace folded, in NFC,
+    verb spelt out: what makes two commands equal; `ordinal` counts equal texts in one comment from 0. Keys of options are lower case.
+    """
+
+    verb: str
+    args: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    instructions: str = ""
+    text: str = ""
+    ordinal: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ParseError:
+    """A command that cannot be read: what is wrong with it in one sentence, and the nearest thing that can be, or ""."""
+
+    text: str
+    problem: str
+    suggestion: str = ""
+    ordinal: int = 0
+
+
+Found: TypeAlias = Invocation | ParseError
+
+
+def parse(body: str, verbs: Collection[str]) -> list[Found]:
+    """Every command of a comment in order. A command stands at the start of a line of an ordinary paragraph, list items included.
+
+    Quotes, code, headings, tables, links, HTML and comments are no paragraphs. A text that carries our marker outside a quote is ours and holds none.
+    Reads the first 65,536 characters.
+    """
+    text = body[:BODY_CAP].replace("\r\n", "\n").replace("\r", "\n")
+    if has_marker(body) or not _CANDIDATE.search(text):
+        return []
+    seen: Counter[str] = Counter()
+    found: list[Found] = []
+    for line, below in _commands(text):
+        item = _read(line, below, verbs)
+        found.append(replace(item, ordinal=seen[item.text]))
+        seen[item.text] += 1
+    return found
+
+
+def capped(found: Sequence[Found], limit: int) -> list[Found]:
+    """The first `limit` commands; the rest is one ParseError."""
+    if len(found) <= limit:
+        return list(found)
+    rest = len(found) - limit
+    problem = f"One comment may hold {limit} commands; {rest} more {'was' if rest == 1 else 'were'} left out. Put them into a new comment."
+    return [*found[:limit], ParseError(text="", problem=problem)]
+
+
+def new_commands(old_body: str, new_body: str, verbs: Collection[str], limit: int | None = None) -> list[Found]:
+    """What an edit added: the commands of `new_body` (at most `limit`, see `capped`) that `old_body` did not hold as often."""
+    before, after = parse(old_body, verbs), parse(new_body, verbs)
+    if limit is not None:
+        before, after = capped(before, limit), capped(after, limit)
+    known = {(item.text, item.ordinal) for item in before}
+    return [item for item in after if (item.text, item.ordinal) not in known]
+
+
+def has_marker(body: str) -> bool:
+    """True for a text of the bot's own. A marker in a quoted line is a person answering the bot."""
+    return any(MARKER in line and not line.lstrip().startswith(">") for line in body.splitlines()) if MARKER in body else False
+
+
+def command_key(comment_id: int, command: Found) -> str:
+    """The intent key of a command in a comment."""
+    digest = hashlib.sha256(command.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"command:{comment_id}:{digest}:{command.ordinal}"
+
+
+def label_key(event_id: int) -> str:
+    """The intent key of a trigger label: the id of the timeline item that added it."""
+    return f"label:{event_id}"
+
+
+def launcher_key(repo_id: int, issue: int, attempt: int) -> str:
+    """The intent key of a backlog pick."""
+    return f"launch:{repo_id}:{issue}:{attempt}"
+
+
+def terminal_key(fresh_id: str) -> str:
+    """The intent key of one call on the command line."""
+    return f"terminal:{fresh_id}"
+
+
+def unlabel_key(event_id: int) -> str:
+    """The intent key of the trigger label's removal, by the id of the item that had added it."""
+    return f"unlabel:{event_id}"
+
+
+def closed_key(repo_id: int, issue: int, at_ms: int) -> str:
+    """The intent key of an issue's closing; `at_ms` is when, 0 for its deletion."""
+    return f"closed:{repo_id}:{issue}:{at_ms}"
+
+
+def is_forge_act(ask: Ask) -> bool:
+    """True for a cancel that follows from what the forge let somebody do (close, delete, remove the label): it needs no right of ours and no answer."""
+    return ask.key.startswith(("unlabel:", "closed:"))
+
+
+@cache
+def _markdown() -> MarkdownIt:
+    # Emphasis is switched off because it cannot hide a line and its matching is the slowest rule on hostile input.
+    markdown = MarkdownIt("commonmark").enable("table").disable(["emphasis", "inline"])
+    markdown.inline.ruler.before("text", "dispatch", _rule)
+    return markdown
+
+
+def _rule(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - markdown-it calls it by position
+    match = None if silent or state.linkLevel else _COMMAND.match(state.src, state.pos)
+    if match is None or state.src[: state.pos].rstrip(" \t")[-1:] not in ("", "\n"):
+        return False
+    token = state.push("dispatch", "", 0)
+    token.meta = {"start": match.start(), "end": match.end()}
+    state.pos = match.end()
+    return True
+
+
+def _commands(text: str) -> Iterator[tuple[str, str]]:
+    """Yields each command line with the lines below it, up to the next command of the paragraph."""
+    references: dict[str, object] = {}
+    for source in _paragraphs(_markdown().parse(text, references)):
+        tokens: list[Token] = []
+        _markdown().inline.parse(source, _markdown(), references, tokens)
+        spans = [token.meta for token in tokens if token.type == "dispatch"]
+        ends = [span["start"] for span in spans[1:]] + [len(source)]
+        for span, end in zip(spans, ends, strict=False):
+            yield source[span["start"] : span["end"]], source[span["end"] : end]
+
+
+def _paragraphs(tokens: Sequence[Token]) -> Iterator[str]:
+    quotes = 0
+    for before, token in pairwise(tokens):
+        quotes += (before.type == "blockquote_open") - (before.type == "blockquote_close")
+        if before.type == "paragraph_open" and not quotes and _CANDIDATE.search(token.content):
+            yield token.content
+
+
+def _read(line: str, below: str, verbs: Collection[str]) -> Found:
+    words = fold(line)[len(NAMESPACE) :].strip()
+    first, _, rest = words.partition(" ")
+    if not first or _OPTION.match(first):
+        first, rest = DEFAULT_VERB, words
+    verb = first.casefold()
+    text = f"{NAMESPACE} {verb} {rest}".rstrip()
+    if len(text) > TEXT_CAP:
+        return ParseError(
+            text[:TEXT_CAP], f"This command is longer than {TEXT_CAP} characters. Put the instructions on the lines below it."
+        )
+    if verb not in verbs:
+        near = difflib.get_close_matches(verb, sorted(verbs), n=1, cutoff=0.6)
+        return ParseError(text, f"There is no verb `{_shown(first)}`.", f"{NAMESPACE} {near[0]}" if near else "")
+    return _arguments(text, verb, rest, "\n".join(part.strip() for part in below.strip().split("\n")))
+
+
+def _arguments(text: str, verb: str, rest: str, below: str) -> Found:
+    args: list[str] = []
+    options: dict[str, str] = {}
+    position = 0
+    while match := _WORD.search(rest, position):
+        key = (match["key"] or "").lower()
+        if not key:
+            if problem := _unreadable(match["word"]):
+                return ParseError(text, problem)
+            if options:
+                break
+            args.append(match["word"])
+        else:
+            value = match["plain"] if match["quoted"] is None else match["quoted"]
+            if not value.strip():
+                return ParseError(text, f"The option `{key}=` has no value.")
+            if key in options:
+                return ParseError(text, f"The option `{key}=` is given twice.")
+            options[key] = value
+        position = match.end()
+    free = "\n".join(part for part in (rest[position:].strip(), _clean(below)) if part)
+    return Invocation(verb=verb, args=tuple(args), options=options, instructions=free, text=text)
+
+
+def _unreadable(word: str) -> str:
+    """Why a word that looks like an option is none, or ""."""
+    option = _OPTION.match(word)
+    return f'The value of `{option[0]}` has a quote that does not end: write `{option[0]}"a b"`.' if option else ""
+
+
+def _clean(text: str) -> str:
+    return "".join(char for char in text if char in "\n\t" or char.isprintable()).strip()
+
+
+def fold(text: str) -> str:
+    """One line in NFC: every run of whitespace is one blank, control and invisible format characters are gone."""
+    plain = "".join(" " if char.isspace() else char for char in unicodedata.normalize("NFC", text) if char.isspace() or char.isprintable())
+    return " ".join(plain.split())
+
+
+def _shown(word: str) -> str:
+    return word.replace("`", "'")[:40]
+
+
+class LabelAdded(NamedTuple):
+    """Who put the trigger label on, from the timeline; `event_id` is that item's id."""
+
+    event_id: int
+    actor: Actor
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullFate:
+    """What became of a pull request: `state` is merged, closed or open. `merged_sha` is "" unless merged."""
+
+    repo_id: RepoId
+    number: int
+    head_branch: str
+    state: str
+    at_ms: int
+    merged_sha: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryFact:
+    """The current address of a repository; `deleted` when it is gone."""
+
+    repo_id: RepoId
+    full_name: str
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TextEdited:
+    """Somebody edited an issue's text; `digest` is `text_hash` of what it says now."""
+
+    repo_id: RepoId
+    issue: IssueRef
+    actor: Actor
+    digest: str
+
+
+Finding: TypeAlias = Ask | PullFate | RepositoryFact | TextEdited
+
+
+class Desk(Protocol):
+    """What a handler may look at."""
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration."""
+
+    @property
+    def verbs(self) -> Collection[str]:
+        """The verbs of `commands/`."""
+
+    @property
+    def me_id(self) -> int:
+        """The bot's own user id."""
+
+    async def label_adder(self, repo: str, number: int, label: str) -> LabelAdded | None:
+        """The newest timeline item of `owner/repo` issue `number` that added `label` and is not followed by its removal; asks the forge."""
+
+    async def sprint_for_label(self, repo_id: RepoId, number: int) -> str | None:
+        """The intent key (`label:<id>`) of the issue's active sprint where a label started it, else None."""
+
+
+class Queue(Protocol):
+    """The queue as one command sees it: inside the deciding transaction, for the issue of its Ask."""
+
+    def active(self) -> SprintView | None:
+        """The sprint of this issue that has not settled."""
+
+    def last(self) -> SprintView | None:
+        """The newest settled sprint of this issue."""
+
+    def enqueue(
+        self, *, source: Source, priority: int, instructions: str, options: Mapping[str, str], text_hash: str, title: str
+    ) -> SprintView | None:
+        """A new sprint; None where one is active already."""
+
+    def cancel(self, sprint_id: SprintId, by: str) -> CancelResult:
+        """Stops a sprint, or tells why not."""
+
+    def position(self, sprint_id: SprintId) -> Position | None:
+        """Its place in line; None where it does not wait."""
+
+    def listing(self, limit: int) -> list[SprintView]:
+        """At most `limit` sprints of the fleet: those in flight, then those queued, in order."""
+
+    def counts(self) -> Mapping[SprintState, int]:
+        """How many sprints of the fleet are in each state; a state without any may be missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """All a command may know. `facts` is None where the forge could not be asked (the terminal while it is down).
+
+    `permission` is the live level of the person who asks, `author_permission` that of the issue's author (NONE where it was not asked for).
+    """
+
+    ask: Ask
+    facts: IssueFacts | None
+    permission: Permission
+    queue: Queue
+    settings: Settings
+    repository: RepositorySettings
+    now_ms: int
+    commands: Mapping[str, Command]
+    author_permission: Permission = Permission.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One verb. `run` is synchronous, because it runs inside the one write transaction; `summary` defaults to the first line of its docstring.
+
+    `usage` and every example start with `/dispatch VERB` and must parse; `pulls` says whether it may be used on a pull request; `hidden` leaves
+    it out of the help.
+    """
+
+    run: Callable[[Context], Verdict]
+    usage: str
+    needs: Permission
+    examples: tuple[str, ...]
+    summary: str = ""
+    pulls: bool = True
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.summary:
+            object.__setattr__(self, "summary", (self.run.__doc__ or "").strip().partition("\n")[0].rstrip("."))
+
+
+def invalid(reason: str, name: str, **data: object) -> Verdict:
+    """A verdict on what cannot be done as asked; `reason` is for `explain`, `name` and `data` are the reply."""
+    return Verdict("invalid", reason, Reply(name, dict(data), Reaction.CONFUSED))
+
+
+def denied(reason: str, name: str, **data: object) -> Verdict:
+    """A refusal of the person or of the place."""
+    return Verdict("denied", reason, Reply(name, dict(data), Reaction.CONFUSED))
+
+
+def decide(context: Context) -> Verdict:
+    """The answer to an Ask whose person the gate has let in: what stands against it whatever the verb, else what the command says."""
+    ask, facts = context.ask, context.facts
+    if ask.error:
+        return invalid("grammar", "not_understood", text=ask.text, problem=ask.error, suggestion=ask.suggestion)
+    command = context.commands.get(ask.verb)
+    if command is None:
+        return invalid("unknown verb", "not_understood", text=ask.text, problem=f"There is no verb `{_shown(ask.verb)}`.", suggestion="")
+    if is_old(ask, now_ms=context.now_ms, settings=context.settings):
+        return invalid("found late", "too_old", text=ask.text or f"{NAMESPACE} {ask.verb}", asked_ms=ask.asked_ms, now_ms=context.now_ms)
+    if context.permission < command.needs and not is_forge_act(ask):
+        return denied(
+            "permission", "not_permitted", login=ask.actor.login, verb=ask.verb, needs=command.needs.name, has=context.permission.name
+        )
+    if facts is not None and facts.is_pull and not command.pulls:
+        return invalid("pull request", "not_on_pull", verb=ask.verb, issue=issue_of_branch(facts.head_branch))
+    try:
+        return command.run(context)
+    except UserError as error:
+        return invalid("options", "not_understood", text=ask.text, problem=str(error), suggestion="")
+
+
+def is_old(ask: Ask, *, now_ms: int, settings: Settings) -> bool:
+    """True for what reconciliation found so late that it is asked about instead of run."""
+    return ask.source is Source.RECONCILE and now_ms - ask.asked_ms > settings.reconcile.ask_after_seconds * 1000
+
+
+def issue_of_branch(branch: str) -> int:
+    """The issue whose sprint made `dispatch/issue-<n>` (or `dispatch/issue-<n>-<k>`); 0 for any other branch."""
+    match = re.fullmatch(r"dispatch/issue-([1-9][0-9]{0,8})(?:-[0-9]+)?", branch)
+    return int(match[1]) if match else 0
+
+
+_CLOSING = re.compile(r"(?i)\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?):?\s+(?:[\w.-]+/[\w.-]+)?#([0-9]{1,9})\b")
+
+
+def closes(text: str, issue: int) -> bool:
+    """Whether a pull request's text closes the issue in the words that Gitea reads."""
+    return any(int(match[1]) == issue for match in _CLOSING.finditer(text))
+
+
+def to_ask(
+    command: Found,
+    *,
+    comment_id: int,
+    repo_id: RepoId,
+    issue: IssueRef,
+    actor: Actor,
+    asked_ms: int,
+    delivered_hash: str = "",
+    source: Source = Source.COMMAND,
+) -> Ask:
+    """The wish behind one command of a comment, readable or not."""
+    ask = Ask(
+        key=command_key(comment_id, command),
+        repo_id=repo_id,
+        issue=issue,
+        actor=actor,
+        source=source,
+        verb="",
+        asked_ms=asked_ms,
+        comment_id=comment_id,
+        delivered_hash=delivered_hash,
+        text=command.text,
+    )
+    if isinstance(command, ParseError):
+        return replace(ask, error=command.problem, suggestion=command.suggestion)
+    return replace(ask, verb=command.verb, args=command.args, options=command.options, instructions=command.instructions)
+
+
+def docs_table(commands: Mapping[str, Command]) -> str:
+    """The Markdown table of docs/commands.md: one row a verb, from the declarations."""
+    rows = ["| Command | Who | What it does | Examples |", "|---|---|---|---|"]
+    for _, command in sorted(commands.items()):
+        if not command.hidden:
+            examples = "<br>".join(f"`{example}`" for example in command.examples)
+            cells = (f"`{command.usage}`", command.needs.name.lower(), command.summary, examples)
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"

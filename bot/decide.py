@@ -1,0 +1,302 @@
+"""One wish, one transaction: whatever asked, the intent, the decision, the sprint and the answer are written together, once."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import structlog
+from sqlalchemy.engine import Connection
+
+from bot import chatops
+from bot.authorise import Allowed, Denied, Gate, NotYet
+from bot.chatops import Command, Context, TextEdited
+from bot.config import RepositorySettings, Settings
+from bot.failpoints import Failpoints
+from bot.gitea.errors import ForgeError, Moved, NotFound, is_transient
+from bot.gitea.forge import Forge
+from bot.models import (
+    Actor,
+    Ask,
+    DispatchError,
+    EventKind,
+    IssueFacts,
+    IssueRef,
+    Permission,
+    Reaction,
+    Reply,
+    RepoId,
+    Source,
+    SprintEvent,
+    SprintId,
+    Verdict,
+    text_hash,
+)
+from bot.repositories import Repositories
+from bot.store import Store, intents, outbox, sprints
+from bot.store.issue_queue import IssueQueue
+
+log = structlog.get_logger()
+
+PERMISSION_SECONDS = 30.0
+NOT_YET_HOURS = 24
+REFUSED_AGAIN_MS = 3_600_000
+NEEDS_NO_ISSUE = frozenset({"cancel", "status", "queue", "help"})
+
+
+class AskAgain(DispatchError):
+    """The forge cannot say now; nothing was started, ask again later."""
+
+
+class Decider:
+    """Takes every Ask, from webhook, reconciliation, schedule and terminal alike."""
+
+    def __init__(
+        self,
+        store: Store,
+        forge: Forge,
+        *,
+        settings: Settings,
+        repositories: Repositories,
+        commands: Mapping[str, Command],
+        kick_queue: Callable[[], None],
+        kick_projector: Callable[[], None],
+        observe: Callable[[SprintEvent], None],
+        count: Callable[[str, str], None],
+        failpoint: Failpoints,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._forge = forge
+        self._settings = settings
+        self._repositories = repositories
+        self._commands = commands
+        self._kick_queue = kick_queue
+        self._kick_projector = kick_projector
+        self._observe = observe
+        self._count = count
+        self._failpoint = failpoint
+        self._now_ms = now_ms
+        self._levels: dict[tuple[int, int], tuple[float, Permission]] = {}
+        self._gate = Gate(settings, self.permission_of)
+
+    async def permission_of(self, repo_id: RepoId, repo: str, actor: Actor) -> Permission:
+        """The live level of a person, asked at most every PERMISSION_SECONDS; raises ForgeError."""
+        key = (repo_id, actor.id)
+        known = self._levels.get(key)
+        now = time.monotonic()
+        if known is not None and now - known[0] < PERMISSION_SECONDS:
+            return known[1]
+        level = Permission.parse(await self._forge.permission(repo, actor.login))
+        self._levels = {other: value for other, value in self._levels.items() if now - value[0] < PERMISSION_SECONDS}
+        self._levels[key] = (now, level)
+        return level
+
+    async def recheck(self, repo_id: RepoId, repo: str, actor: Actor) -> Allowed | Denied | NotYet:
+        """The gate again, with the level as it is at this very moment: before a sprint prepares, and before it pushes."""
+        self._levels.pop((repo_id, actor.id), None)
+        ask = Ask(
+            key="",
+            repo_id=repo_id,
+            issue=IssueRef.of(repo, 0),
+            actor=actor,
+            source=Source.COMMAND,
+            verb="run",
+            asked_ms=self._now_ms(),
+        )
+        return await self._gate.judge(ask, Permission.WRITE)
+
+    async def text_edited(self, edit: TextEdited) -> None:
+        """A text edited by somebody with write is frozen anew for the live sprint; anybody else's edit is met by `prepare`, which refuses."""
+        active = await self._store.read(lambda conn: sprints.active(conn, edit.repo_id, edit.issue.number))
+        if active is None or active.text_hash == edit.digest:
+            return
+        judgement = await self.recheck(edit.repo_id, edit.issue.full_name, edit.actor)
+        if isinstance(judgement, NotYet):
+            raise AskAgain(judgement.reason)
+        if isinstance(judgement, Allowed):
+            now = self._now_ms()
+            await self._store.write(lambda conn: sprints.text_edited(conn, edit.repo_id, edit.issue.number, digest=edit.digest, now_ms=now))
+
+    async def decide(self, ask: Ask, *, give_up: bool = False) -> Verdict | None:
+        """Decides an Ask once; None where it was decided before. Raises AskAgain while the forge cannot say, unless `give_up` (24 h have passed)."""
+        repository = self._repositories.serves(ask.repo_id, ask.issue.full_name)
+        if repository is None:
+            return None
+        if await self._store.read(lambda conn: intents.get(conn, ask.key)) is not None:
+            return None
+        ask = replace(ask, issue=IssueRef.of(self._repositories.name_of(ask.repo_id, ask.issue.full_name), ask.issue.number))
+        try:
+            verdict_or_context = await self._prepare(ask, repository)
+        except AskAgain:
+            if not give_up:
+                raise
+            verdict_or_context = Verdict(
+                "error", "the forge could not be asked for a day", Reply("forge_silent", {"hours": NOT_YET_HOURS}, Reaction.CONFUSED)
+            )
+        verdict = await self._store.write(lambda conn: self._write(conn, ask, repository, verdict_or_context))
+        if verdict is None:
+            return None
+        self._failpoint("inbox.decided")
+        self._count(ask.verb or "unreadable", verdict.result)
+        self._kick_queue()
+        self._kick_projector()
+        log.info("decided", issue=str(ask.issue), verb=ask.verb, result=verdict.result, reason=verdict.reason, sprint=verdict.sprint_id)
+        return verdict
+
+    async def _prepare(self, ask: Ask, repository: RepositorySettings) -> Verdict | Context:
+        """Everything the decision needs from the forge, asked before the transaction opens."""
+        command = self._commands.get(ask.verb)
+        needs = command.needs if command is not None and not ask.error else Permission.READ
+        judgement, facts = await asyncio.gather(self._gate.judge(ask, needs), self._facts(ask))
+        if isinstance(judgement, NotYet):
+            raise AskAgain(judgement.reason)
+        if judgement.operator_error:
+            log.warning("authorise.operator_error", error=judgement.operator_error, issue=str(ask.issue))
+        if isinstance(judgement, Denied):
+            return Verdict("denied", judgement.reason, judgement.reply)
+        if isinstance(facts, Verdict):
+            return facts
+        author = Permission.NONE
+        if facts is not None and self._author_matters(ask, facts):
+            author = await self._author_level(ask, facts)
+        return Context(
+            ask=ask,
+            facts=facts,
+            permission=judgement.permission,
+            queue=_NoQueue(),
+            settings=self._settings,
+            repository=repository,
+            now_ms=self._now_ms(),
+            commands=self._commands,
+            author_permission=author,
+        )
+
+    def _author_matters(self, ask: Ask, facts: IssueFacts) -> bool:
+        if ask.actor.is_terminal or facts.author_id == ask.actor.id or ask.verb not in {"run", "retry"}:
+            return False
+        return ask.delivered_hash != text_hash(facts.title, facts.body)
+
+    async def _author_level(self, ask: Ask, facts: IssueFacts) -> Permission:
+        try:
+            return await self.permission_of(ask.repo_id, ask.issue.full_name, Actor(facts.author_id, facts.author_login))
+        except ForgeError as error:
+            if is_transient(error):
+                raise AskAgain(str(error)) from error
+            return Permission.NONE
+
+    async def _facts(self, ask: Ask) -> IssueFacts | Verdict | None:
+        """The issue as it is now; None where only the terminal asks and the forge is silent; a Verdict where it is gone."""
+        try:
+            return await self._read_issue(ask.repo_id, ask.issue)
+        except Moved:
+            try:
+                await self._repositories.resolve(ask.repo_id)
+            except ForgeError as error:
+                raise AskAgain(str(error)) from error
+            raise AskAgain("the repository has another name; asking again under it") from None
+        except NotFound:
+            return None if ask.verb in NEEDS_NO_ISSUE else Verdict("error", "the issue is gone", Reply())
+        except ForgeError as error:
+            if ask.actor.is_terminal or chatops.is_forge_act(ask):
+                return None
+            if is_transient(error):
+                raise AskAgain(str(error)) from error
+            return Verdict("error", f"the forge does not show the issue: {error}", Reply(reaction=Reaction.CONFUSED))
+
+    async def _read_issue(self, repo_id: int, ref: IssueRef) -> IssueFacts:
+        issue, record = await asyncio.gather(self._forge.issue(ref.full_name, ref.number), self._repositories.record(repo_id))
+        branch = ""
+        if issue.get("pull_request") is not None:
+            pull = await self._forge.pull(ref.full_name, ref.number)
+            head = pull.get("head") or {}
+            branch = str(head.get("label") or "") if head.get("repo_id") == repo_id else ""
+        author = issue.get("user") or {}
+        return IssueFacts(
+            title=str(issue.get("title") or ""),
+            body=str(issue.get("body") or ""),
+            author_id=int(author.get("id") or 0),
+            author_login=str(author.get("login") or ""),
+            state=str(issue.get("state") or ""),
+            is_pull=issue.get("pull_request") is not None,
+            labels=tuple(str(label["name"]) for label in issue.get("labels") or ()),
+            head_branch=branch,
+            archived=bool(record.get("archived")),
+        )
+
+    def _write(self, conn: Connection, ask: Ask, repository: RepositorySettings, prepared: Verdict | Context) -> Verdict | None:
+        now = self._now_ms()
+        if not intents.claim(conn, ask.key, now):
+            return None
+        if isinstance(prepared, Verdict):
+            verdict = prepared
+        elif self._too_many(conn, ask, now):
+            verdict = Verdict("rate_limited", "too many commands", self._rate_limited(ask))
+        else:
+            queue = IssueQueue(
+                conn=conn,
+                ask=ask,
+                limits=self._settings.limits.limits(),
+                base_branch=repository.base_branch,
+                fresh_id=SprintId(secrets.token_hex(6)),
+                now_ms=now,
+            )
+            verdict = chatops.decide(replace(prepared, queue=queue, now_ms=now))
+        reply = self._once(conn, ask, verdict, now)
+        intents.answer(conn, ask, result=verdict.result, reason=verdict.reason, sprint_id=verdict.sprint_id, now_ms=now)
+        if not ask.actor.is_terminal and (reply.name or (reply.reaction and ask.comment_id)):
+            outbox.show(
+                conn,
+                key=outbox.reply_key(ask.key),
+                repo_id=ask.repo_id,
+                repo=ask.issue.full_name,
+                issue=ask.issue.number,
+                comment_id=ask.comment_id,
+                reply=reply,
+                now_ms=now,
+            )
+        if verdict.sprint_id is not None and verdict.reason == "queued":
+            sprint = sprints.get(conn, verdict.sprint_id)
+            if sprint is not None and sprint.intent_key == ask.key:
+                self._observe(SprintEvent(EventKind.ENQUEUED, verdict.sprint_id, now, {"source": sprint.source}))
+        return verdict
+
+    def _once(self, conn: Connection, ask: Ask, verdict: Verdict, now: int) -> Reply:
+        """A refusal is said once an hour to the same person for the same thing; after that the reaction says it."""
+        if verdict.result != "denied" or not verdict.reply.name:
+            return verdict.reply
+        again = intents.refused_before(
+            conn,
+            repo_id=ask.repo_id,
+            issue=ask.issue.number,
+            actor_id=ask.actor.id,
+            kind=ask.verb or "unreadable",
+            reason=verdict.reason,
+            since_ms=now - REFUSED_AGAIN_MS,
+        )
+        return Reply(reaction=verdict.reply.reaction) if again else verdict.reply
+
+    def _too_many(self, conn: Connection, ask: Ask, now: int) -> bool:
+        if ask.actor.is_terminal or not ask.comment_id:
+            return False
+        since = now - self._settings.commands_window_minutes * 60_000
+        asked = intents.asked_by(conn, ask.actor.id, ask.repo_id, ask.issue.number, since)
+        return asked >= self._settings.commands_per_person
+
+    def _rate_limited(self, ask: Ask) -> Reply:
+        data = {
+            "login": ask.actor.login,
+            "limit": self._settings.commands_per_person,
+            "minutes": self._settings.commands_window_minutes,
+        }
+        return Reply("rate_limited", data, Reaction.CONFUSED)
+
+
+class _NoQueue(IssueQueue):
+    """Stands in the Context until the transaction is open."""
+
+    def __init__(self) -> None:
+        """Nothing is bound yet."""

@@ -1,0 +1,38 @@
+"""What handlers and reconciliation may look at: settings, the bot's own id, the timeline, the sprint a label started."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from bot.chatops import LabelAdded
+from bot.config import Settings
+from bot.gitea.forge import Forge
+from bot.models import Actor, RepoId
+from bot.store import Store, sprints
+
+
+@dataclass(frozen=True, slots=True)
+class ForgeDesk:
+    """`bot.chatops.Desk` over the forge and the store."""
+
+    settings: Settings
+    verbs: Collection[str]
+    me_id: int
+    forge: Forge
+    store: Store
+
+    async def label_adder(self, repo: str, number: int, label: str) -> LabelAdded | None:
+        """The newest item that added the label and is not followed by its removal; raises ForgeError."""
+        found = await self.forge.label_adder(repo, number, label)
+        if found is None:
+            return None
+        event_id, user, created_at = found
+        at_ms = int(datetime.fromisoformat(created_at).timestamp() * 1000) if created_at else 0
+        return LabelAdded(event_id, Actor(int(user.get("id") or 0), str(user.get("login") or "")), at_ms)
+
+    async def sprint_for_label(self, repo_id: RepoId, number: int) -> str | None:
+        """`label:<id>` where a label started the issue's active sprint."""
+        active = await self.store.read(lambda conn: sprints.active(conn, repo_id, number))
+        return active.intent_key if active is not None and active.intent_key.startswith("label:") else None

@@ -1,0 +1,124 @@
+"""The webhook is there, active, complete, and its deliveries arrive."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from bot.config import Settings
+from bot.doctor import Check, Patient, Probe, fail, ok, refused, warn
+from bot.doctor._delivery import PortBusyError, Proof, Receiver, last_test_push_ms, prove, prove_by_service
+from bot.gitea.errors import ForgeError
+
+EVENTS = ("issues", "pull_request", "push", "repository", "status", "workflow_run")
+# What the server makes of them, under the names that every supported version knows.
+NEEDED = frozenset(
+    {
+        "issues",
+        "issue_label",
+        "issue_assign",
+        "issue_comment",
+        "pull_request",
+        "pull_request_comment",
+        "pull_request_sync",
+        "push",
+        "repository",
+    }
+)
+AGAIN = "run `timmy-dispatch init` again"
+
+
+async def run(patient: Patient) -> AsyncIterator[Probe]:
+    """Every repository's hook by its record, then by a real delivery."""
+    hooks: dict[str, int] = {}
+    for repository in patient.settings.repositories:
+        try:
+            mine = own(await patient.forge.hooks(repository.name), patient.settings)
+        except ForgeError as error:
+            yield refused(f"{repository.name} hook", error)
+            continue
+        yield look(mine, repository.name, patient.settings)
+        if mine and mine[0].get("active"):
+            hooks[repository.name] = int(mine[0]["id"])
+    for name, proof in (await proofs(patient, hooks)).items():
+        yield told(name, proof, patient.settings, patient.wait_seconds)
+
+
+def own(hooks: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """The hooks that post to our address, active ones first."""
+    url = settings.webhook.hook_url().rstrip("/")
+    mine = [hook for hook in hooks if str((hook.get("config") or {}).get("url", "")).rstrip("/") == url]
+    return sorted(mine, key=lambda hook: not hook.get("active"))
+
+
+def look(mine: list[dict[str, Any]], full_name: str, settings: Settings) -> Probe:
+    """Judges the record of the hook."""
+    name = f"{full_name} hook"
+    if not mine:
+        return fail(name, f"no webhook posts to {settings.webhook.hook_url()}", AGAIN)
+    hook = mine[0]
+    if not hook.get("active"):
+        return fail(name, "the webhook is switched off", AGAIN)
+    if (kind := (hook.get("config") or {}).get("content_type")) != "json":
+        return fail(name, f"the webhook sends '{kind}' instead of JSON", f"delete it in the repository's settings, then {AGAIN}")
+    if missing := lacking(hook):
+        return fail(name, f"the webhook does not send: {', '.join(missing)}", AGAIN)
+    if len(mine) > 1:
+        return warn(name, f"{len(mine)} webhooks post to the same address, so everything comes twice", "delete all but one of them")
+    return ok(name, "active and complete")
+
+
+def lacking(hook: Mapping[str, Any]) -> list[str]:
+    """Events the bot lives by that the hook does not send."""
+    return sorted(NEEDED - set(hook.get("events") or ()))
+
+
+async def proofs(patient: Patient, hooks: Mapping[str, int]) -> dict[str, Proof]:
+    """A test delivery for each hook, by whichever way can tell."""
+    settings, seconds = patient.settings, patient.wait_seconds
+    if not hooks:
+        return {}
+    try:
+        async with Receiver(settings.webhook.listen, patient.secrets.webhook_secrets) as receiver:
+            found: dict[str, Proof] = {}
+            silent = False
+            for name, hook_id in hooks.items():
+                # One that stays silent says enough of the way; the others need not be waited for as long.
+                found[name] = await prove(receiver, patient.forge, name, hook_id=hook_id, seconds=2.0 if silent else seconds)
+                silent |= found[name] is Proof.SILENT
+            return found
+    except PortBusyError as busy:
+        if not busy.held:
+            return dict.fromkeys(hooks, Proof.BUSY)
+    return await prove_by_service(patient.forge, hooks, seen_ms=lambda: last_test_push_ms(settings), seconds=seconds)
+
+
+def told(full_name: str, proof: Proof, settings: Settings, seconds: float) -> Probe:
+    """The outcome in words."""
+    name = f"{full_name} delivery"
+    url, listen = settings.webhook.hook_url(), settings.webhook.listen
+    match proof:
+        case Proof.PROVEN:
+            return ok(name, "a test delivery arrived, signed with our secret")
+        case Proof.EMPTY:
+            return warn(
+                name, "cannot be proven yet: Gitea sends no test from an empty repository", "push a first commit and run this again"
+            )
+        case Proof.FORGED:
+            return fail(name, "a delivery arrived, but signed with another secret", AGAIN)
+        case Proof.BUSY:
+            return warn(
+                name,
+                f"cannot be proven here: this machine has no address {listen}",
+                "run this on the machine of the service, or mend `webhook.listen`",
+            )
+        case Proof.SILENT:
+            return fail(
+                name,
+                f"no delivery came to {url} within {seconds:.0f} s (or {listen} is not where it leads); the bot polls meanwhile",
+                "let Gitea reach that address: in its app.ini, [webhook] ALLOWED_HOST_LIST must name it (loopback, private, external, "
+                "a CIDR or a host; restart Gitea), and DISABLE_WEBHOOKS must be off; then firewall and proxy",
+            )
+
+
+plugin = Check("webhook", run, forge=True, rank=40)

@@ -1,0 +1,112 @@
+"""Judges by what moved, never by which process runs: one pure function from a snapshot to a verdict with its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bot.config import Settings
+from bot.models import SprintState
+from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, Reason
+
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """Every number of the verdict and of the alert rules (seconds unless named otherwise); `grafana/build.py` writes the rules from these.
+
+    `webhook_silent` is None while no canary delivery runs: a quiet repository would look broken.
+    """
+
+    stall_after: float = 600.0
+    worker_lost: float = 120.0
+    sprint_overrun: float = 9000.0
+    no_success: float = 7200.0
+    webhook_silent: float | None = None
+    gitea_error_ratio: float = 0.2
+    llm_error_ratio: float = 0.5
+    bad_signatures: int = 5
+
+    @classmethod
+    def of(cls, settings: Settings) -> Thresholds:
+        """The thresholds of one configuration."""
+        return cls(stall_after=settings.timing.stall_after_seconds)
+
+
+def judge(snapshot: FleetSnapshot, thresholds: Thresholds, also: tuple[Reason, ...] = ()) -> Health:
+    """The first verdict that holds: paused, stalled, degraded, working, idle. `also` are faults only this process knows (the sandbox's probe)."""
+    faults = (*_faults(snapshot, thresholds), *also)
+    if snapshot.paused:
+        return Health(HealthVerdict.PAUSED, (_paused(snapshot), *_moving(snapshot), *faults))
+    if stalled(snapshot, thresholds):
+        evidence = f"the oldest runnable sprint waits for {_age(snapshot, snapshot.oldest_runnable_ms)} and nothing moved for {_age(snapshot, snapshot.moved_ms)}"
+        return Health(HealthVerdict.STALLED, (Reason("stalled", evidence), *faults))
+    moving = _moving(snapshot)
+    if faults:
+        return Health(HealthVerdict.DEGRADED, (*faults, *moving))
+    if moving:
+        return Health(HealthVerdict.WORKING, moving)
+    return Health(HealthVerdict.IDLE, tuple(_held(snapshot)) or (Reason("empty", "no sprint is queued or running"),))
+
+
+def stalled(snapshot: FleetSnapshot, thresholds: Thresholds) -> bool:
+    """The condition of the page `DispatchFleetStalled`, and nothing else: an old debt, no progress, no pause."""
+    return (
+        not snapshot.paused
+        and _older(snapshot, snapshot.oldest_runnable_ms, thresholds.stall_after)
+        and _older(snapshot, snapshot.moved_ms, thresholds.stall_after)
+    )
+
+
+def _faults(snapshot: FleetSnapshot, thresholds: Thresholds) -> Iterator[Reason]:
+    if snapshot.in_flight and _older(snapshot, snapshot.moved_ms, thresholds.stall_after):
+        yield Reason(Fault.NO_PROGRESS, f"{snapshot.in_flight} in flight and nothing moved for {_age(snapshot, snapshot.moved_ms)}")
+    lost = [worker for worker in snapshot.workers if _older(snapshot, worker.beat_ms, thresholds.worker_lost)]
+    if lost:
+        names = ", ".join(worker.name for worker in lost[:_NAMED]) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
+        code = Fault.WORKERS_LOST if len(lost) == len(snapshot.workers) else Fault.WORKER_LOST
+        yield Reason(code, f"no heartbeat for {thresholds.worker_lost:g} s from {names}")
+    if _older(snapshot, snapshot.oldest_running_ms, thresholds.sprint_overrun):
+        yield Reason(Fault.SPRINT_OVERRUN, f"a sprint runs for {_age(snapshot, snapshot.oldest_running_ms)}")
+    down = sorted(name for name, available in snapshot.providers.items() if not available)
+    if down:
+        yield Reason(Fault.PROVIDER_DOWN, f"unavailable: {', '.join(down)}")
+    if thresholds.webhook_silent is not None and _older(snapshot, snapshot.last_delivery_ms, thresholds.webhook_silent):
+        yield Reason(Fault.WEBHOOK_SILENT, f"the last delivery came {_age(snapshot, snapshot.last_delivery_ms)} ago")
+
+
+def _moving(snapshot: FleetSnapshot) -> tuple[Reason, ...]:
+    reasons = []
+    if snapshot.in_flight:
+        since = "nothing moved yet" if snapshot.last_progress_ms is None else f"last moved {_age(snapshot, snapshot.last_progress_ms)} ago"
+        reasons.append(Reason("active", f"{snapshot.running} running, {snapshot.in_flight - snapshot.running} admitted, {since}"))
+    if snapshot.runnable or snapshot.oldest_runnable_ms is not None:
+        reasons.append(
+            Reason(
+                "queued", f"{snapshot.runnable} queued and runnable, the oldest debt is {_age(snapshot, snapshot.oldest_runnable_ms)} old"
+            )
+        )
+    return tuple(reasons)
+
+
+def _held(snapshot: FleetSnapshot) -> Iterator[Reason]:
+    for reason, count in sorted(snapshot.waiting.items()):
+        if count and not reason.runnable:
+            yield Reason("waiting", f"{count} waiting: {reason}")
+
+
+def _paused(snapshot: FleetSnapshot) -> Reason:
+    who = f" by {snapshot.paused_by}" if snapshot.paused_by else ""
+    since = f" for {_age(snapshot, snapshot.paused_since_ms)}" if snapshot.paused_since_ms is not None else ""
+    return Reason("paused", f"paused{who}{since}, {snapshot.running} still running, {snapshot.sprints.get(SprintState.QUEUED, 0)} queued")
+
+
+def _older(snapshot: FleetSnapshot, moment_ms: int | None, seconds: float) -> bool:
+    age = snapshot.age(moment_ms)
+    return age is not None and age > seconds
+
+
+def _age(snapshot: FleetSnapshot, moment_ms: int | None) -> str:
+    age = snapshot.age(moment_ms)
+    return "an unknown time" if age is None else f"{age:.0f} s"

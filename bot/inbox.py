@@ -1,0 +1,191 @@
+"""Takes stored deliveries through the router, once at a time each; handling may repeat, intents make that harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import structlog
+from sqlalchemy.engine import Connection
+
+from bot.chatops import Finding, PullFate, RepositoryFact, TextEdited
+from bot.decide import AskAgain, Decider
+from bot.failpoints import Failpoints
+from bot.gitea.errors import ForgeError, is_transient
+from bot.gitea.routing import Router, handler_name
+from bot.gitea.sansio import Event
+from bot.models import Ask
+from bot.repositories import Repositories
+from bot.store import Store, deliveries, outbox, sprints
+
+log = structlog.get_logger()
+
+TASKS = 32
+REOFFER_SECONDS = 5.0
+FIRST_BACKOFF_MS = 1_000
+LAST_BACKOFF_MS = 900_000
+
+
+class Inbox:
+    """Consumer tasks of one process. `offer(hash)` hands it a row just stored; at start and on a tick it takes what is due."""
+
+    def __init__(
+        self,
+        store: Store,
+        router: Router,
+        decider: Decider,
+        repositories: Repositories,
+        *,
+        desk: object,
+        kick_projector: Callable[[], None],
+        handled: Callable[[str, int], None],
+        handler_ran: Callable[[str, float], None],
+        failpoint: Failpoints,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._router = router
+        self._decider = decider
+        self._repositories = repositories
+        self._desk = desk
+        self._kick_projector = kick_projector
+        self._handled = handled
+        self._handler_ran = handler_ran
+        self._failpoint = failpoint
+        self._now_ms = now_ms
+        self._offered: asyncio.Queue[str] = asyncio.Queue()
+        self._known: set[str] = set()
+
+    def offer(self, digest: str) -> None:
+        """This row waits; harmless if somebody has it."""
+        if digest not in self._known:
+            self._known.add(digest)
+            self._offered.put_nowait(digest)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._reoffer())
+            for _ in range(TASKS):
+                group.create_task(self._consume())
+
+    async def _reoffer(self) -> None:
+        while True:
+            try:
+                for digest in await self._store.read(lambda conn: deliveries.due(conn, self._now_ms())):
+                    self.offer(digest)
+            except Exception:
+                log.exception("inbox.reoffer")
+            await asyncio.sleep(min(REOFFER_SECONDS, 1.0))
+
+    async def _consume(self) -> None:
+        while True:
+            digest = await self._offered.get()
+            self._known.discard(digest)
+            try:
+                await self.handle(digest)
+            except Exception:
+                log.exception("inbox.handle", delivery=digest)
+
+    async def handle(self, digest: str) -> None:
+        """Takes one row, if nobody has it, and brings it to its end or to its next time."""
+        row = await self._store.write(lambda conn: deliveries.take(conn, digest, self._now_ms()))
+        if row is None:
+            return
+        self._failpoint("inbox.taken")
+        renewal = asyncio.create_task(self._renew(digest))
+        try:
+            again, errors = await self._handle(row)
+        finally:
+            renewal.cancel()
+        now = self._now_ms()
+        text = "; ".join(errors or again)
+        if errors and row.tries >= deliveries.MAX_TRIES:
+            await self._store.write(lambda conn: deliveries.dead(conn, digest, error=text, now_ms=now))
+            self._handled("dead", row.tries)
+            log.error("inbox.dead_letter", delivery=row.delivery, event=row.event_type, error=text)
+        elif errors or again:
+            due = now + min(LAST_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** min(row.tries - 1, 12))
+            await self._store.write(lambda conn: deliveries.later(conn, digest, error=text, due_ms=due))
+            self._handled("not_yet" if again and not errors else "retry", row.tries)
+            log.warning("inbox.later", delivery=row.delivery, event=row.event_type, error=text)
+        else:
+            await self._store.write(lambda conn: deliveries.done(conn, digest, now))
+            self._handled("done", row.tries)
+
+    async def _renew(self, digest: str) -> None:
+        while True:
+            await asyncio.sleep(deliveries.LEASE_MS / 3000)
+            await self._store.write(lambda conn: deliveries.renew(conn, digest, self._now_ms()))
+
+    async def _handle(self, row: deliveries.Delivery) -> tuple[list[str], list[str]]:
+        """What must be asked again, and what went wrong."""
+        event = Event.from_stored(row.event_type, row.body, delivery=row.delivery)
+        if event.repo_id is not None and event.full_name:
+            await self._repositories.renamed(event.repo_id, event.full_name)
+        again: list[str] = []
+        errors: list[str] = []
+        give_up = self._now_ms() - row.received_ms > deliveries.NOT_YET_MS
+        for handler in self._router.fetch(event):
+            name = handler_name(handler)
+            started = time.monotonic()
+            try:
+                findings: list[Finding] = list(await _findings(handler(event, self._desk)))
+                await self._acknowledge(findings, row.received_ms)
+                for finding in findings:
+                    await self.take_in(finding, give_up=give_up)
+            except AskAgain as error:
+                again.append(str(error))
+            except ForgeError as error:
+                (again if is_transient(error) and not give_up else errors).append(f"{name}: {error}")
+            except Exception as error:
+                log.exception("inbox.handler", handler=name, delivery=row.delivery)
+                errors.append(f"{name}: {type(error).__name__}: {error}")
+            finally:
+                self._handler_ran(name, time.monotonic() - started)
+        return again, errors
+
+    async def _acknowledge(self, findings: list[Finding], received_ms: int) -> None:
+        """👀 on every comment that holds a command, before anything is decided about it."""
+        asks = [finding for finding in findings if isinstance(finding, Ask) and finding.comment_id]
+        fresh = {ask.comment_id: ask for ask in reversed(asks)}
+        if not fresh:
+            return
+        now = self._now_ms()
+
+        def write(conn: Connection) -> None:
+            for ask in asks:
+                outbox.received(
+                    conn,
+                    key=outbox.reply_key(ask.key),
+                    repo_id=ask.repo_id,
+                    repo=ask.issue.full_name,
+                    issue=ask.issue.number,
+                    comment_id=ask.comment_id,
+                    received_ms=received_ms,
+                    now_ms=now,
+                )
+
+        await self._store.write(write)
+        self._kick_projector()
+
+    async def take_in(self, finding: Finding, *, give_up: bool = False) -> None:
+        """One finding of a handler or of reconciliation into rows."""
+        if isinstance(finding, PullFate):
+            await self._store.write(
+                lambda conn: sprints.pull_fate(conn, finding.repo_id, finding.number, state=finding.state, now_ms=self._now_ms())
+            )
+            self._kick_projector()
+        elif isinstance(finding, RepositoryFact):
+            if not finding.deleted:
+                await self._repositories.renamed(finding.repo_id, finding.full_name)
+        elif isinstance(finding, TextEdited):
+            await self._decider.text_edited(finding)
+        else:
+            await self._decider.decide(finding, give_up=give_up)
+
+
+async def _findings(result: Awaitable[object]) -> list[Finding]:
+    found = await result
+    return list(found) if isinstance(found, list | tuple) else []

@@ -1,0 +1,241 @@
+"""What one process of the fleet does for all: admit, offer again, sweep what no workflow owns, keep positions true."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+from sqlalchemy.engine import Connection
+
+from bot import admission
+from bot.config import Settings
+from bot.engine import Engine, parse_workflow_id, workflow_id
+from bot.failpoints import Failpoints
+from bot.models import EventKind, FailureReason, Outcome, OutcomeKind, SprintEvent, SprintId, Stop, WaitingReason
+from bot.store import Store, cursors, intents, sprints, steps, workers
+
+log = structlog.get_logger()
+
+SHOWN_PLACES = 5
+FAR_PLACES = 50
+FAR_SECONDS = 600.0
+SWEEP_SECONDS = 5.0
+ORPHAN_MS = 30_000
+AGE_SECONDS = 60.0
+DAY_MS = 86_400_000
+HELD = (WaitingReason.PAUSED, WaitingReason.BUDGET, WaitingReason.OPEN_PRS)
+DEAD = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "SUCCESS"})
+
+
+class Leader:
+    """Admission and sweeps. `kick()` runs admission at once; the tick is the net for what other processes did."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: Engine,
+        *,
+        settings: Settings,
+        is_leader: Callable[[], bool],
+        observe: Callable[[SprintEvent], None],
+        kick_projector: Callable[[], None],
+        repo_ids: Callable[[], dict[int, str]],
+        failpoint: Failpoints,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._settings = settings
+        self._is_leader = is_leader
+        self._observe = observe
+        self._kick_projector = kick_projector
+        self._repo_ids = repo_ids
+        self._failpoint = failpoint
+        self._now_ms = now_ms
+        self._event = asyncio.Event()
+        self._places: dict[str, int] = {}
+        self._held: set[int] | None = None
+        self._last = dict.fromkeys(("sweep", "age", "far"), 0.0)
+
+    def kick(self) -> None:
+        """Something changed: look at the queue now."""
+        self._event.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                if self._is_leader():
+                    await self.round()
+            except Exception:
+                log.exception("leader.round")
+            try:
+                await asyncio.wait_for(self._event.wait(), self._settings.timing.tick_seconds)
+            except TimeoutError:
+                continue
+            finally:
+                self._event.clear()
+
+    async def round(self) -> None:
+        """One look at the queue and at what is due of the sweeps."""
+        while await self._store.write(self._admit):
+            pass
+        if self._due("age", AGE_SECONDS):
+            wait_ms = self._settings.queue.ageing_minutes * 60_000
+            await self._store.write(lambda conn: sprints.age(conn, wait_ms=wait_ms, now_ms=self._now_ms()))
+        if self._due("sweep", SWEEP_SECONDS):
+            await self._sweep()
+        await self._show_places()
+
+    def _due(self, name: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now - self._last[name] < seconds:
+            return False
+        self._last[name] = now
+        return True
+
+    def _admit(self, conn: Connection) -> bool:
+        now = self._now_ms()
+        heads = [admission.Head(*row[:6]) for row in sprints.heads(conn, now)]
+        if not heads:
+            return False
+        admitted = False
+        answers = admission.decide(heads, sprints.in_flight(conn), self._policy(conn, now))
+        self._hold(conn, answers, now)
+        for answer in answers:
+            if isinstance(answer, admission.Wait):
+                self._wait(conn, answer, now)
+                continue
+            k = sprints.admit(conn, answer.head.id, now)
+            if k is None:
+                continue
+            self._failpoint("admit.before_commit")
+            self._engine.enqueue(conn, answer.head.id, k, priority=answer.head.priority)
+            intents.decide(
+                conn,
+                repo_id=answer.head.repo_id,
+                issue=answer.head.issue,
+                kind="admit",
+                result="ok",
+                reason=f"admitted, time {k}",
+                sprint_id=answer.head.id,
+                now_ms=now,
+            )
+            admitted = True
+            self._observe(SprintEvent(EventKind.ADMITTED, SprintId(answer.head.id), now))
+        if admitted:
+            self._failpoint("admit.after_commit")
+        return admitted
+
+    def _hold(self, conn: Connection, answers: Sequence[admission.Admit | admission.Wait], now: int) -> None:
+        """A policy that holds the head holds its whole repository: what stands behind it must not look like work the fleet owes."""
+        before = sprints.held_repositories(conn, HELD) if self._held is None else self._held
+        held = {answer.head.repo_id: answer for answer in answers if isinstance(answer, admission.Wait) and answer.reason in HELD}
+        for repo_id in before - held.keys():
+            sprints.release(conn, repo_id, HELD, now)
+        for repo_id, answer in held.items():
+            sprints.hold(conn, repo_id, answer.reason, answer.note)
+        self._held = set(held)
+
+    def _wait(self, conn: Connection, answer: admission.Wait, now: int) -> None:
+        if sprints.wait(conn, answer.head.id, answer.reason, answer.note, now):
+            intents.decide(
+                conn,
+                repo_id=answer.head.repo_id,
+                issue=answer.head.issue,
+                kind="wait",
+                result=answer.reason,
+                reason=answer.note,
+                sprint_id=answer.head.id,
+                now_ms=now,
+            )
+
+    def _policy(self, conn: Connection, now: int) -> admission.Policy:
+        timeout = int(self._settings.timing.lease_seconds * 1000)
+        live = [worker for worker in workers.live(conn, timeout) if not worker.draining]
+        pause = cursors.get(conn, cursors.PAUSED)
+        names = {name.casefold(): repo_id for repo_id, name in self._repo_ids().items()}
+        caps: dict[int, int] = {}
+        pr_caps: dict[int, int] = {}
+        for repository in self._settings.repositories:
+            repo_id = names.get(repository.name.casefold())
+            if repo_id is not None:
+                caps[repo_id] = min(repository.max_running, self._settings.queue.max_per_repository)
+                pr_caps[repo_id] = repository.max_open_prs
+        budget = self._settings.queue.usd_per_day
+        return admission.Policy(
+            capacity=sum(worker.capacity for worker in live),
+            max_running=self._settings.queue.max_running,
+            caps=caps,
+            default_cap=self._settings.queue.max_per_repository,
+            pr_caps=pr_caps,
+            open_prs=sprints.open_prs(conn) if any(pr_caps.values()) else {},
+            paused_by=pause["by"] if pause else "",
+            budget_usd=budget,
+            spent_usd=steps.spent_since(conn, now - DAY_MS) if budget else 0.0,
+        )
+
+    async def _sweep(self) -> None:
+        settled = await self._store.write(self._sweep_orphans)
+        foreign = await self._store.read(self._engine.foreign)
+        for workflow in foreign:
+            await self._requeue_foreign(workflow)
+        if settled:
+            log.warning("leader.orphans_settled", sprints=settled)
+        if settled or foreign:
+            self._kick_projector()
+
+    def _sweep_orphans(self, conn: Connection) -> list[str]:
+        """A sprint in flight whose workflow is gone or ended would block its issue for ever: it is settled here (engine.md, "Orphan sweep")."""
+        now = self._now_ms()
+        candidates = sprints.untouched(conn, before_ms=now - ORPHAN_MS)
+        statuses = self._engine.statuses(conn, [workflow_id(sprint, k) for sprint, k, _, _ in candidates])
+        settled = []
+        for sprint, k, stop, _ in candidates:
+            status = statuses.get(workflow_id(sprint, k))
+            if status is not None and status not in DEAD:
+                continue
+            kind = OutcomeKind.CANCELLED if stop == Stop.CANCEL else OutcomeKind.FAILED
+            reason = "" if kind is OutcomeKind.CANCELLED else FailureReason.INTERNAL
+            outcome = Outcome(kind, reason, f"its workflow ended as {status or 'missing'}")
+            if sprints.settle(
+                conn, sprint, k, me=None, outcome=outcome, spent=steps.spent(conn, sprint), steps=steps.count(conn, sprint), now_ms=now
+            ):
+                view = sprints.get(conn, sprint)
+                if view is not None:
+                    intents.decide(
+                        conn,
+                        repo_id=view.repo_id,
+                        issue=view.issue.number,
+                        kind="settle",
+                        result=kind,
+                        reason=outcome.detail,
+                        sprint_id=sprint,
+                        now_ms=now,
+                    )
+                settled.append(sprint)
+        return settled
+
+    async def _requeue_foreign(self, workflow: str) -> None:
+        sprint, k = parse_workflow_id(workflow)
+        await self._engine.cancel(sprint, k)
+        now = self._now_ms()
+        await self._store.write(
+            lambda conn: sprints.requeue(
+                conn, sprint, k, me=None, reason=WaitingReason.REQUEUED, note="the service was upgraded", not_before_ms=0, now_ms=now
+            )
+        )
+
+    async def _show_places(self) -> None:
+        far = self._due("far", FAR_SECONDS)
+        limit = FAR_PLACES if far else SHOWN_PLACES
+        places = await self._store.read(lambda conn: sprints.positions(conn, limit=limit))
+        moved = [sprint for sprint, place in places.items() if sprint in self._places and self._places[sprint] != place]
+        if moved:
+            now = self._now_ms()
+            await self._store.write(lambda conn: sprints.raise_positions(conn, moved, now))
+            self._kick_projector()
+        known = {} if far else {sprint: place for sprint, place in self._places.items() if place > SHOWN_PLACES}
+        self._places = {**known, **places}

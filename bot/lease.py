@@ -1,0 +1,206 @@
+"""The life of a process that runs sprints: a locked slot, a lease beaten from a thread of its own, the leader's reaper, the fence."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy.engine import Connection
+
+from bot.models import DispatchError
+from bot.store import Store, sprints, workers
+
+MAX_SLOTS = 64
+HELD_POLL = 0.2
+
+
+class Fenced(DispatchError):
+    """This process may not act on the sprint any more: its lease is gone or another process owns the row."""
+
+
+class NoSlot(DispatchError):
+    """Every worker slot of this state folder is taken."""
+
+
+class Lease:
+    """Slot lock, lease row and beat of one process start.
+
+    `held()` is the fence: true while the last successful beat is younger than timeout - 2 beats, by CLOCK_BOOTTIME (suspend counts).
+    `on_reaped` is called from the beat thread when we were declared dead; `on_dead(ids)` in the leader with executors whose work must be taken over.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        state_dir: Path,
+        node_id: str,
+        host: str,
+        executor_id: str,
+        app_version: str,
+        capacity: int,
+        beat: float,
+        timeout: float,
+        pending_owners: Callable[[Connection], list[str]],
+        on_reaped: Callable[[], None],
+        on_dead: Callable[[list[str]], None],
+    ) -> None:
+        self.executor_id = executor_id
+        self.node_id = node_id
+        self.timeout_ms = int(timeout * 1000)
+        self.slot = -1
+        self.leader = False
+        self._store = store
+        self._state_dir = state_dir
+        self._host = host
+        self._app_version = app_version
+        self._capacity = capacity
+        self._beat = beat
+        self._timeout = timeout
+        self._pending_owners = pending_owners
+        self._on_reaped = on_reaped
+        self._on_dead = on_dead
+        self._last = 0.0
+        self._good_since = 0.0
+        self._slot_fd = -1
+        self._leader_fd = -1
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def take(self) -> list[str]:
+        """Locks a slot and writes the first lease; returns the executors that this slot's lock proves dead."""
+        for slot in range(MAX_SLOTS):
+            fd = _try_lock(self._state_dir / f"slot-{slot}.lock")
+            if fd is not None:
+                self.slot, self._slot_fd = slot, fd
+                break
+        else:
+            raise NoSlot(f"all {MAX_SLOTS} worker slots of {self._state_dir} are taken. Remedy: stop a worker")
+        started = _boottime()
+
+        def enter(conn: Connection) -> list[str]:
+            workers.enter(
+                conn,
+                executor_id=self.executor_id,
+                node_id=self.node_id,
+                slot=self.slot,
+                host=self._host,
+                pid=os.getpid(),
+                app_version=self._app_version,
+                capacity=self._capacity,
+            )
+            dead = workers.holder_of_slot(conn, self.node_id, self.slot, self.executor_id)
+            for executor in dead:
+                workers.reap(conn, executor)
+            return dead
+
+        dead = self._store.write_sync(enter)
+        self._last = self._good_since = started
+        self._try_lead()
+        return dead
+
+    def start(self) -> None:
+        """Beats from now on."""
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread.start()
+
+    def held(self) -> bool:
+        """Whether an effect may start."""
+        return _boottime() - self._last < self._timeout - 2 * self._beat
+
+    async def wait_held(self) -> None:
+        """Until an effect may start: an outage of the database is waited out; whoever was declared dead exits meanwhile."""
+        while not self.held():
+            await asyncio.sleep(HELD_POLL)
+
+    def drain(self) -> None:
+        """Takes no new sprint."""
+        self._store.write_sync(lambda conn: workers.drain(conn, self.executor_id))
+
+    def leave(self) -> None:
+        """Ends the beat, deletes the lease, frees the slot."""
+        self.stop()
+        self._store.write_sync(lambda conn: workers.leave(conn, self.executor_id))
+        for fd in (self._slot_fd, self._leader_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._slot_fd = self._leader_fd = -1
+
+    def stop(self) -> None:
+        """Ends the beat thread."""
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=self._timeout)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._beat):
+            started = _boottime()
+            try:
+                alive = self._store.write_sync(lambda conn: workers.beat(conn, self.executor_id))
+            except Exception:  # noqa: S112 - the database is away: the fence closes by itself, the lease is written when it is back
+                continue
+            if not alive:
+                self._on_reaped()
+                return
+            if started - self._last > self._timeout:
+                self._good_since = started
+            self._last = started
+            try:
+                self._lead()
+            except Exception:  # noqa: S112 - repeated at the next beat; recovery is level-triggered
+                continue
+
+    def _try_lead(self) -> None:
+        if not self.leader:
+            fd = _try_lock(self._state_dir / "leader.lock")
+            if fd is not None:
+                self._leader_fd, self.leader = fd, True
+
+    def _lead(self) -> None:
+        self._try_lead()
+        if not self.leader:
+            return
+        dead = self._free_slots()
+        if _boottime() - self._good_since >= self._timeout:
+            dead |= self._stale()
+        if dead:
+            self._store.write_sync(lambda conn: workers.reap_all(conn, dead))
+            self._on_dead(sorted(dead))
+
+    def _free_slots(self) -> set[str]:
+        rows = self._store.read_sync(workers.every)
+        dead: set[str] = set()
+        for row in rows:
+            if row.reaped_ms is None and row.node_id == self.node_id and row.slot >= 0 and row.executor_id != self.executor_id:
+                fd = _try_lock(self._state_dir / f"slot-{row.slot}.lock")
+                if fd is not None:
+                    dead.add(row.executor_id)
+                    os.close(fd)
+        return dead
+
+    def _stale(self) -> set[str]:
+        def read(conn: Connection) -> set[str]:
+            live = {worker.executor_id for worker in workers.live(conn, self.timeout_ms)}
+            owning = set(self._pending_owners(conn)) | set(sprints.owners(conn))
+            return owning - live - {self.executor_id}
+
+        return self._store.read_sync(read)
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _try_lock(path: Path) -> int | None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd

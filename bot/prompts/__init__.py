@@ -1,0 +1,1 @@
+"""Prompt texts, read as package data by `bot/prompt.py`."""

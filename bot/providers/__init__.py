@@ -1,0 +1,1 @@
+"""Model providers: an ordered chain of OpenAI-compatible endpoints whose health all workers share."""

@@ -1,0 +1,117 @@
+"""Which repositories the bot serves: keyed on the forge's numeric id, addressed by whatever name they have today."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from bot.config import RepositorySettings, Settings
+from bot.gitea.errors import ForgeError, is_transient
+from bot.gitea.forge import Forge
+from bot.store import Store, cursors, sprints
+
+log = structlog.get_logger()
+
+FACT = "repositories"
+RECORD_SECONDS = 60.0
+
+
+class Repositories:
+    """The served repositories; what is known survives restarts in the store, so that a silent forge does not make us forget whom we serve."""
+
+    def __init__(self, store: Store, forge: Forge, settings: Settings) -> None:
+        self._store = store
+        self._forge = forge
+        self._settings = settings
+        self._configured: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+        self._records: dict[int, tuple[float, Mapping[str, Any]]] = {}
+
+    async def load(self) -> None:
+        """Reads what is known, then asks the forge for what is not."""
+        known = await self._store.read(lambda conn: cursors.get(conn, FACT)) or {}
+        wanted = {repository.name.casefold() for repository in self._settings.repositories}
+        for key, entry in known.items():
+            if entry["configured"].casefold() in wanted:
+                self._configured[int(key)] = entry["configured"]
+                self._names[int(key)] = entry["full_name"]
+        await self.refresh()
+
+    async def refresh(self) -> list[str]:
+        """Asks the forge about every repository that is configured; returns those it could not tell, with the reason."""
+        missing = []
+        for repository in self._settings.repositories:
+            owner, _, name = repository.name.partition("/")
+            repo_id = next((key for key, value in self._configured.items() if value == repository.name), None)
+            try:
+                record = await (self._forge.repo(owner, name) if repo_id is None else self._forge.repo_by_id(repo_id))
+            except ForgeError as error:
+                missing.append(f"{repository.name}: {error}")
+                if not is_transient(error):
+                    log.warning("repositories.unreadable", repository=repository.name, error=str(error))
+                continue
+            self._remember(int(record["id"]), repository.name, record)
+        await self._save()
+        return missing
+
+    def _remember(self, repo_id: int, configured: str, record: Mapping[str, Any]) -> None:
+        self._configured[repo_id] = configured
+        self._names[repo_id] = str(record["full_name"])
+        self._records[repo_id] = (time.monotonic(), record)
+
+    async def _save(self) -> None:
+        known = {str(key): {"configured": value, "full_name": self._names[key]} for key, value in self._configured.items()}
+        await self._store.write(lambda conn: cursors.put(conn, FACT, known))
+
+    def names(self) -> dict[int, str]:
+        """Repository id -> `owner/repo` as it is called today."""
+        return dict(self._names)
+
+    def serves(self, repo_id: int | None, full_name: str | None) -> RepositorySettings | None:
+        """The settings of a repository by its id, else (where no id was ever learnt) by its name; None for a foreign one."""
+        if repo_id is not None and repo_id in self._configured:
+            return self._settings.repository(self._configured[repo_id])
+        if full_name and self._settings.repository(full_name) and full_name not in self._configured.values():
+            return self._settings.repository(full_name)
+        return None
+
+    def configured_names(self) -> dict[int, str]:
+        """Repository id -> the name it has in the configuration."""
+        return dict(self._configured)
+
+    def name_of(self, repo_id: int, otherwise: str) -> str:
+        """The address of today."""
+        return self._names.get(repo_id, otherwise)
+
+    async def renamed(self, repo_id: int, full_name: str) -> None:
+        """A payload or a redirect told another address."""
+        if self._names.get(repo_id) == full_name:
+            return
+        configured = self._settings.repository(full_name)
+        if repo_id not in self._configured:
+            if configured is None:
+                return
+            self._configured[repo_id] = configured.name
+        self._names[repo_id] = full_name
+        self._records.pop(repo_id, None)
+        await self._save()
+        await self._store.write(lambda conn: sprints.renamed(conn, repo_id, full_name))
+        log.info("repositories.renamed", repo_id=repo_id, full_name=full_name)
+
+    async def resolve(self, repo_id: int) -> str:
+        """Asks the forge for the address of an id, after a redirect or a 404; raises ForgeError."""
+        full_name = await self._forge.resolve(repo_id)
+        await self.renamed(repo_id, full_name)
+        return full_name
+
+    async def record(self, repo_id: int) -> Mapping[str, Any]:
+        """The forge's record of the repository, at most RECORD_SECONDS old; raises ForgeError."""
+        known = self._records.get(repo_id)
+        if known is not None and time.monotonic() - known[0] < RECORD_SECONDS:
+            return known[1]
+        record = await self._forge.repo_by_id(repo_id)
+        self._remember(repo_id, self._configured.get(repo_id, str(record["full_name"])), record)
+        return record

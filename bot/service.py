@@ -1,0 +1,665 @@
+"""The composition root: settings and secrets become one running service; `serve`, `demo`, tests and benchmarks start the same."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets as token_source
+import socket
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from sqlalchemy.engine import Connection
+
+import commands as commands_package
+import handlers as handlers_package
+from bot import agents as agents_package
+from bot import replies
+from bot.agents import Backend
+from bot.agents import Engine as AgentEngine
+from bot.agents._toolbox import Toolbox
+from bot.chatops import Command
+from bot.config import Secrets, Settings
+from bot.decide import Decider
+from bot.desk import ForgeDesk
+from bot.discovery import discover
+from bot.engine import VERSION as ENGINE_VERSION
+from bot.engine import Engine
+from bot.failpoints import Failpoints
+from bot.fleet.health import Thresholds, judge
+from bot.fleet.reconcile import Reconciler
+from bot.gitea.aiohttp import GiteaClient
+from bot.gitea.errors import ForgeError
+from bot.gitea.forge import Forge
+from bot.gitea.routing import Router
+from bot.inbox import Inbox
+from bot.leader import Leader
+from bot.lease import Lease
+from bot.metrics import Metrics, Vocabulary
+from bot.models import EventKind, RepoId, SprintEvent, SprintId
+from bot.projector import Projector
+from bot.providers.chain import ProviderChain
+from bot.providers.entries import Resolver, hermes_home
+from bot.providers.health import EntryHealth, EntryState
+from bot.providers.nous import nous_login
+from bot.reader import IssueReader
+from bot.redaction import Redactor, Secret
+from bot.repositories import Repositories
+from bot.sandbox import Bind, CommandResult, Sandbox, SandboxUnavailable, WorkspaceFiles
+from bot.sandbox import build as build_sandbox
+from bot.settings import split_listen
+from bot.snapshot import FleetSnapshot
+from bot.sprint import Kit, SprintStages
+from bot.store import Store, cursors, deliveries, outbox, providers, workers
+from bot.store.fleet import snapshot
+from bot.web.app import build, listen
+from bot.web.intake import Intake
+from bot.web.observability import observability_app
+from bot.workspace import Workspaces
+
+log = structlog.get_logger()
+
+EX_TEMPFAIL = 75
+LAG_SECONDS = 1.0
+ME_RETRY_SECONDS = 5.0
+RETENTION_CRON = "0 17 3 * * *"
+DAY = timedelta(days=1)
+
+
+def now_ms() -> int:
+    """Unix milliseconds by this machine's clock."""
+    return time.time_ns() // 1_000_000
+
+
+class NoSandbox:
+    """Stands where no sandbox can be made: every sprint is refused with the remedy."""
+
+    level = "unavailable"
+    owner = None
+
+    def __init__(self, error: SandboxUnavailable) -> None:
+        self.error = error
+
+    async def run(
+        self,
+        command: str,  # noqa: ARG002 - the signature of every sandbox
+        *,
+        workspace: Path,  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ARG002
+        binds: Sequence[Bind] = (),  # noqa: ARG002
+        stdin: bytes | None = None,  # noqa: ARG002
+        watch: bool = True,  # noqa: ARG002
+    ) -> CommandResult:
+        """Refuses."""
+        raise self.error
+
+    async def close(self) -> None:
+        """Nothing runs."""
+
+
+class BoundSandbox:
+    """The sandbox as an engine's tools see it: each command also sees the bare repository its clone borrows objects from."""
+
+    def __init__(self, sandbox: Sandbox, workspaces: Workspaces) -> None:
+        self._sandbox = sandbox
+        self._workspaces = workspaces
+
+    async def run(self, command: str, *, workspace: Path, timeout: float | None = None) -> CommandResult:
+        """See Sandbox."""
+        binds: Sequence[Bind] = self._workspaces.binds(workspace.parent.name)
+        return await self._sandbox.run(command, workspace=workspace, timeout=timeout, binds=binds)
+
+
+class StoredHealth:
+    """Provider health in the store, shared by all workers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def load(self) -> dict[str, EntryHealth]:
+        """Every entry known."""
+        rows = await self._store.read(providers.load)
+        return {key: EntryHealth.from_json(value) for key, value in rows.items()}
+
+    async def save(self, key: str, health: EntryHealth) -> None:
+        """One entry."""
+        await self._store.write(lambda conn: providers.save(conn, key, health.to_json()))
+
+    async def try_lease(self, key: str, seconds: float) -> bool:
+        """True for one caller until the time is over."""
+        return await self._store.write(lambda conn: providers.try_lease(conn, key, seconds=seconds, now_ms=now_ms()))
+
+    async def release(self, key: str) -> None:
+        """Gives the lease back."""
+        await self._store.write(lambda conn: providers.release(conn, key))
+
+
+class StoreReader:
+    """The snapshot that /metrics, /readyz and the verdict read."""
+
+    def __init__(self, store: Store, timeout_ms: int) -> None:
+        self._store = store
+        self._timeout_ms = timeout_ms
+
+    def snapshot(self) -> FleetSnapshot:
+        """As of now; blocks."""
+        return self._store.read_sync(lambda conn: snapshot(conn, worker_timeout_ms=self._timeout_ms, available=_available))
+
+
+def _available(health: dict[str, Any], at_ms: int) -> bool:
+    known = EntryHealth.from_json(health)
+    return known.state is EntryState.HEALTHY or (known.state is EntryState.COOLING and known.until_ms <= at_ms)
+
+
+class Service:
+    """Everything in one process. `await start()`, then it runs until `await stop()`; `fatal` is set when it must not go on (exit code)."""
+
+    store: Store
+    forge: Forge
+    client: GiteaClient
+    metrics: Metrics
+    sandbox: Sandbox
+    lease: Lease
+    repositories: Repositories
+    decider: Decider
+    projector: Projector
+    inbox: Inbox
+    intake: Intake
+    workspaces: Workspaces
+    chain: ProviderChain
+    stages: SprintStages
+    engine: Engine
+    leader: Leader
+    reconciler: Reconciler
+
+    def __init__(
+        self,
+        settings: Settings,
+        secrets: Secrets,
+        *,
+        environ: Mapping[str, str],
+        home: Path,
+        failpoint: Failpoints | None = None,
+        fast_shutdown: bool = False,
+        observers: Sequence[Callable[[SprintEvent], None]] = (),
+    ) -> None:
+        self.settings = settings
+        self.secrets = secrets
+        self.fatal: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.webhook_port = 0
+        self.metrics_port = 0
+        self.commands: dict[str, Command] = dict(discover(commands_package, Command))
+        self.sandbox_error = ""
+        self._environ = environ
+        self._home = home
+        self._failpoint = failpoint or Failpoints()
+        self._fast = fast_shutdown
+        self._observers = list(observers)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runners: list[web.AppRunner] = []
+        self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._known_secrets = 0
+        self._resolver = Resolver(settings.providers, environ=environ, home=home)
+        self.redactor = Redactor(self._all_secrets())
+
+    def _all_secrets(self) -> list[Secret]:
+        found = [self.secrets.forge_token, *self.secrets.webhook_secrets, *(key for key in self.secrets.provider_keys if key is not None)]
+        for entry in self._resolver():
+            found += entry.secrets()
+        return [secret for secret in found if secret]
+
+    def scrub(self, text: str) -> str:
+        """Takes every secret out of a text that leaves the service; also those that a provider's login renewed meanwhile."""
+        current = self._all_secrets()
+        if len(current) != self._known_secrets:
+            self.redactor = Redactor(current)
+            self._known_secrets = len(current)
+        return self.redactor.scrub(text)
+
+    async def start(self) -> None:
+        """Order as in engine.md, "Configuration": tables, slot, lease, engine, recovery, beat, consumers, listeners."""
+        self._known_secrets = len(self._all_secrets())
+        settings = self.settings
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self.store = Store(settings.database_url())
+        self._closers.append(self._close_store)
+        self.store.open()
+        self._build_forge()
+        self._closers.append(self.client.close)
+        self._build_sandbox()
+        self._closers.append(self.sandbox.close)
+        node_id = _node_id(settings.state_dir)
+        self._lease(node_id)
+        dead = self.lease.take()
+        self._closers.append(self._leave)
+        me = await self._me()
+        self._build_rooms(me)
+        self._closers.append(self.chain.aclose)
+        await self.repositories.load()
+        self._closers.append(self._close_engine)
+        await self.engine.launch()
+        if dead:
+            self._take_over(dead)
+        self.lease.start()
+        self._closers.append(self._end_tasks)
+        self._run(self.inbox.run())
+        self._run(self.projector.run())
+        self._run(self.leader.run())
+        self._run(self.reconciler.run())
+        self._run(self.stages.watch_stops())
+        self._run(self.intake.run())
+        self._run(self._measure_lag())
+        await self._listen()
+        log.info(
+            "service.started",
+            webhook=self.webhook_port,
+            metrics=self.metrics_port,
+            sandbox=self.sandbox.level,
+            executor=self.lease.executor_id,
+        )
+
+    async def _close_store(self) -> None:
+        self.store.close()
+
+    async def _leave(self) -> None:
+        await asyncio.to_thread(self.lease.leave)
+
+    async def _close_engine(self) -> None:
+        await self.stages.halt(self.settings.timing.shutdown_seconds)
+        await self.engine.close()
+        await self.stages.release()
+
+    async def _end_tasks(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.intake.flush()
+
+    def _build_forge(self) -> None:
+        settings = self.settings
+        entries = list(self._resolver())
+        vocabulary = Vocabulary(
+            version=_version(),
+            commands=tuple(self.commands),
+            handlers=tuple(name for name, _ in discover(handlers_package, Router)),
+            agents=tuple(name for name, _ in discover(agents_package, Backend)),
+            chain=tuple((entry.provider, entry.model) for entry in entries),
+        )
+        self.metrics = Metrics(CollectorRegistry(), vocabulary)
+        self._observers.append(self.metrics.observe)
+        self.client = GiteaClient(
+            settings.forge.url,
+            self.secrets.forge_token,
+            ca_file=settings.forge.ca_file,
+            user_agent=f"timmy-dispatch/{_version()}",
+            on_request=self.metrics.forge_request,
+        )
+        self.forge = Forge(self.client)
+
+    def _build_sandbox(self) -> None:
+        settings = self.settings
+        try:
+            self.sandbox = build_sandbox(settings.sandbox, state_dir=settings.state_dir)
+        except SandboxUnavailable as error:
+            self.sandbox_error = str(error)
+            self.sandbox = NoSandbox(error)
+            log.error("sandbox.unavailable", error=str(error))
+        if self.sandbox.owner is not None:
+            # The sandbox's user must pass through to its workspaces; everything else here is 0600 or 0700 (security.md, "Service secrets, state").
+            settings.state_dir.chmod(0o711)
+        if settings.sandbox.kind == "none":
+            log.warning("sandbox.none", warning="what the model runs is not walled in; it was switched off in the configuration")
+        self.metrics.sandbox(settings.sandbox.kind, self.sandbox.level)
+        self.metrics.sandbox_probed(ok=not self.sandbox_error)
+
+    def _lease(self, node_id: str) -> None:
+        timing = self.settings.timing
+        executor = f"{node_id}-{token_source.token_hex(4)}"
+        self.lease = Lease(
+            self.store,
+            state_dir=self.settings.state_dir,
+            node_id=node_id,
+            host=socket.gethostname(),
+            executor_id=executor,
+            app_version=ENGINE_VERSION,
+            capacity=self.settings.queue.slots,
+            beat=timing.beat_seconds,
+            timeout=timing.lease_seconds,
+            pending_owners=self._pending_owners,
+            on_reaped=self._reaped,
+            on_dead=self._take_over,
+        )
+
+    def _pending_owners(self, conn: Connection) -> list[str]:
+        return self.engine.pending_owners(conn)
+
+    def _kick_queue(self) -> None:
+        self.leader.kick()
+
+    def _kick_projector(self) -> None:
+        self.projector.kick()
+
+    def _reaped(self) -> None:
+        """We were declared dead: what we run must not go on beside its new owner."""
+        log.critical("lease.reaped", executor=self.lease.executor_id)
+        os._exit(EX_TEMPFAIL)
+
+    def _take_over(self, executors: list[str]) -> None:
+        log.warning("lease.take_over", executors=executors)
+        self.engine.recover(executors)
+        for _ in executors:
+            self._observe(SprintEvent(EventKind.TAKEN_OVER, SprintId(""), now_ms()))
+
+    async def _me(self) -> Mapping[str, Any]:
+        """Who the bot is: asked of the forge, else remembered; without either nothing can be told apart, so the start waits."""
+        while True:
+            try:
+                me = await self.forge.me()
+            except ForgeError as error:
+                known: Mapping[str, Any] | None = await self.store.read(lambda conn: cursors.get(conn, "me"))
+                log.warning("service.forge_silent", error=str(error), known=known is not None)
+                if known is not None:
+                    self.forge.remember_me(dict(known))
+                    return known
+                await asyncio.sleep(ME_RETRY_SECONDS)
+            else:
+                return await self._remember(me)
+
+    async def _remember(self, me: Mapping[str, Any]) -> Mapping[str, Any]:
+        facts = {"id": me["id"], "login": me["login"], "email": me.get("email") or ""}
+        await self.store.write(lambda conn: cursors.put(conn, "me", facts))
+        return facts
+
+    def _build_rooms(self, me: Mapping[str, Any]) -> None:
+        settings, store, forge = self.settings, self.store, self.forge
+        self.repositories = Repositories(store, forge, settings)
+        links = replies.Links(forge=settings.forge.public_url or settings.forge.url)
+        self.decider = Decider(
+            store,
+            forge,
+            settings=settings,
+            repositories=self.repositories,
+            commands=self.commands,
+            kick_queue=self._kick_queue,
+            kick_projector=self._kick_projector,
+            observe=self._observe,
+            count=self.metrics.command,
+            failpoint=self._failpoint,
+            now_ms=now_ms,
+        )
+        desk = ForgeDesk(settings, tuple(self.commands), int(me["id"]), forge, store)
+        router = Router.merge(*(plugin for _, plugin in discover(handlers_package, Router)))
+        self.projector = Projector(
+            store,
+            forge,
+            self.repositories,
+            links=links,
+            scrub=self.scrub,
+            held=self.lease.held,
+            ack=self.metrics.ack,
+            failed=self.metrics.outbox_failed,
+            failpoint=self._failpoint,
+            tick_seconds=settings.timing.tick_seconds,
+            now_ms=now_ms,
+        )
+        self.inbox = Inbox(
+            store,
+            router,
+            self.decider,
+            self.repositories,
+            desk=desk,
+            kick_projector=self.projector.kick,
+            handled=self._handled,
+            handler_ran=self.metrics.handler_ran,
+            failpoint=self._failpoint,
+            now_ms=now_ms,
+        )
+        self.intake = Intake(
+            store,
+            router,
+            self.repositories,
+            secrets=self.secrets.webhook_secrets,
+            me_id=int(me["id"]),
+            max_bytes=settings.webhook.max_body_bytes,
+            read_seconds=settings.webhook.read_timeout_seconds,
+            offer=self.inbox.offer,
+            count=self.metrics.delivery,
+            handled=self.metrics.webhook_handled,
+            failpoint=self._failpoint,
+            now_ms=now_ms,
+        )
+        self._build_sprint(me, links)
+        self.leader = Leader(
+            store,
+            self.engine,
+            settings=settings,
+            is_leader=lambda: self.lease.leader,
+            observe=self._observe,
+            kick_projector=self.projector.kick,
+            repo_ids=self.repositories.configured_names,
+            failpoint=self._failpoint,
+            now_ms=now_ms,
+        )
+        self.reconciler = Reconciler(
+            store,
+            forge,
+            self.repositories,
+            self.decider,
+            desk=desk,
+            settings=settings,
+            verbs=tuple(self.commands),
+            take_in=self.inbox.take_in,
+            missed=self.metrics.missed,
+            last_delivery_ms=lambda: self.intake.last_ms,
+            hook_url=settings.webhook.hook_url(),
+            is_leader=lambda: self.lease.leader,
+            now_ms=now_ms,
+        )
+
+    def _build_sprint(self, me: Mapping[str, Any], links: replies.Links) -> None:
+        settings, store = self.settings, self.store
+        self.workspaces = Workspaces(
+            settings.state_dir / "sprints",
+            sandbox=self.sandbox,
+            forge_url=settings.forge.url,
+            login=str(me["login"]),
+            token=self.secrets.forge_token,
+            ca_file=settings.forge.ca_file,
+            sandbox_uid=self.sandbox.owner,
+            user_name=str(me["login"]),
+            user_email=str(me["email"]) or f"{me['login']}@noreply.invalid",
+            protected=settings.protected_paths,
+        )
+        health = StoredHealth(store)
+        self.chain = ProviderChain(
+            self._resolver,
+            health=health,
+            now_ms=now_ms,
+            sleep=asyncio.sleep,
+            random=random.random,
+            on_call=self._model_called,
+            on_fallback=lambda **facts: self._observe(SprintEvent(EventKind.FALLBACK, SprintId(""), now_ms(), dict(facts))),
+            logins=self._logins(health),
+        )
+        toolbox = Toolbox(
+            chain=self.chain,
+            sandbox=BoundSandbox(self.sandbox, self.workspaces),
+            files=WorkspaceFiles,
+            forge_reader=self._reader,
+            scrub=self.scrub,
+            now_ms=now_ms,
+            loop_time=asyncio.get_running_loop().time,
+            command_seconds=settings.sandbox.command_seconds,
+        )
+        engines: dict[str, AgentEngine] = {name: backend.build(toolbox) for name, backend in discover(agents_package, Backend)}
+        salt = store.write_sync(lambda conn: str(cursors.setdefault(conn, "prompt_salt", token_source.token_hex(16))))
+        self.stages = SprintStages(
+            Kit(
+                store=store,
+                forge=self.forge,
+                repositories=self.repositories,
+                decider=self.decider,
+                workspaces=self.workspaces,
+                sandbox=self.sandbox,
+                engines=engines,
+                settings=settings,
+                lease=self.lease,
+                links=links,
+                scrub=self.scrub,
+                observe=self._observe,
+                kick_queue=self._kick_queue,
+                kick_projector=self.projector.kick,
+                failpoint=self._failpoint,
+                now_ms=now_ms,
+                login=str(me["login"]),
+                salt=salt,
+                sandbox_refusal=lambda: self.sandbox_error,
+            )
+        )
+        self.engine = Engine(
+            settings.database_url(),
+            executor_id=self.lease.executor_id,
+            stages=self.stages,
+            slots=settings.queue.slots,
+            poll_seconds=settings.timing.queue_poll_seconds,
+            fast_shutdown=self._fast,
+        )
+        self.engine.schedule("retention", RETENTION_CRON, self._retention)
+
+    def _logins(self, health: StoredHealth) -> dict[str, Any]:
+        setting = next((provider for provider in self.settings.providers if provider.from_hermes), None)
+        if setting is None:
+            return {}
+        home = hermes_home(setting, environ=self._environ, home=self._home)
+        return {"nous": nous_login(home, self._environ, lease=health.try_lease, now_ms=now_ms)}
+
+    def _reader(self, repo: str, issue: int) -> IssueReader:
+        repo_id = next((RepoId(key) for key, name in self.repositories.names().items() if name == repo), RepoId(0))
+        return IssueReader(self.client, self.decider.permission_of, repo_id=repo_id, repo=repo, issue=issue)
+
+    def _model_called(self, *, provider: str, model: str, result: str, seconds: float, **_: object) -> None:
+        self.metrics.llm_attempt(provider, model, result, seconds)
+
+    def _handled(self, result: str, tries: int) -> None:
+        self.metrics.inbox_handled(result)
+        if result in ("done", "dead"):
+            self.metrics.inbox_tries(tries)
+
+    def _observe(self, event: SprintEvent) -> None:
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception:
+                log.exception("observer.failed", kind=event.kind)
+
+    async def _listen(self) -> None:
+        settings = self.settings
+        thresholds = Thresholds.of(settings)
+        reader = StoreReader(self.store, int(settings.timing.lease_seconds * 1000))
+        self.metrics.read_store(reader, lambda found: judge(found, thresholds), started_ms=now_ms())
+        watched = observability_app(
+            render=lambda accept, compress: self.metrics.render(accept, compress=compress),
+            health=lambda: judge(reader.snapshot(), thresholds),
+        )
+        self.metrics_port = await self._serve(watched, settings.metrics.listen)
+        self.webhook_port = await self._serve(build(self.intake.receive), settings.webhook.listen)
+
+    async def _serve(self, app: web.Application, address: str) -> int:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        self._runners.append(runner)
+        host, port = split_listen(address)
+        _, bound = await listen(runner, host, port)
+        return bound
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None and not self.fatal.done():
+            log.critical("service.task_died", task=task.get_name(), error=repr(task.exception()), exc_info=task.exception())
+            self.fatal.set_result(1)
+
+    async def _measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self.metrics.loop_lag(max(0.0, loop.time() - due))
+
+    async def _retention(self) -> None:
+        """Deletes what was done long ago; what decides (sprints, intents, decisions, spend) stays (engine.md, "Retention")."""
+        now = datetime.now(UTC)
+        await self.engine.prune({"sched-": now - 7 * DAY, "sprint:": now - 30 * DAY})
+
+        def prune(conn: Connection) -> None:
+            week, month = _ms(now - 7 * DAY), _ms(now - 30 * DAY)
+            deliveries.prune(conn, done_before_ms=week, dead_before_ms=month)
+            outbox.prune(conn, before_ms=month)
+            workers.forget(conn, before_ms=_ms(now - DAY))
+
+        await self.store.write(prune)
+
+    async def stop(self) -> None:
+        """Polite end: no new work, effects in flight are recorded, agents end, rows stay for whoever comes next (engine.md, "Shutdown")."""
+        if hasattr(self, "lease") and self.lease.slot >= 0:
+            await asyncio.to_thread(self.lease.drain)
+        while self._closers:
+            try:
+                await self._closers.pop()()
+            except Exception:
+                log.exception("service.stop")
+        log.info("service.stopped")
+
+
+async def run_until(service: Service, stopped: Coroutine[Any, Any, object]) -> int:
+    """Runs a started service until `stopped` or until it cannot go on; returns the exit code."""
+    wait: asyncio.Future[Any] = asyncio.create_task(stopped)
+    ends: set[asyncio.Future[Any]] = {wait, service.fatal}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    wait.cancel()
+    await service.stop()
+    return service.fatal.result() if service.fatal.done() else 0
+
+
+def _node_id(state_dir: Path) -> str:
+    """A name of this state folder that outlives restarts and host names."""
+    path = state_dir / "node"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        name = token_source.token_hex(4)
+        path.write_text(name + "\n", encoding="ascii")
+        path.chmod(0o600)
+        return name
+
+
+def _ms(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def _version() -> str:
+    try:
+        return version("timmy-dispatch")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,914 @@
+"""The choreography of one sprint: prepare, work, vet, publish, settle; each step claims first, looks before it creates, and passes when repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+from sqlalchemy.engine import Connection
+
+from bot import chatops, prompt, replies
+from bot.agents import AgentEnd, AgentJob, AgentResult, Engine
+from bot.authorise import Denied, NotYet
+from bot.config import RepositorySettings, Settings
+from bot.decide import Decider
+from bot.failpoints import Failpoints
+from bot.gitea.errors import ForgeError, Moved, NotFound, Unauthorized, is_transient
+from bot.gitea.forge import Forge
+from bot.lease import Fenced, Lease
+from bot.models import (
+    Actor,
+    EventKind,
+    FailureReason,
+    IssueRef,
+    Json,
+    Outcome,
+    OutcomeKind,
+    Permission,
+    SprintEvent,
+    SprintId,
+    SprintState,
+    SprintView,
+    Stop,
+    WaitingReason,
+    text_hash,
+)
+from bot.repo_config import RepoConfig, parse_repo_config
+from bot.repositories import Repositories
+from bot.sandbox import Sandbox, SandboxUnavailable
+from bot.store import Store, intents, sprints, steps
+from bot.trajectory import StoredTrajectory
+from bot.workspace import GitFailed, GitRefused, GitUnavailable, Policy, Refusal, TreeRefused, Workspaces
+
+log = structlog.get_logger()
+
+DAY_MS = 86_400_000
+FIRST_BACKOFF_MS = 2_000
+LAST_BACKOFF_MS = 300_000
+FLAG_SECONDS = 0.5
+RENEW_SECONDS = 30.0
+DRAIN_SECONDS = 60.0
+LAST_BRANCH = 9
+MAX_CONTEXT_COMMENTS = 20
+CONFIG_BYTES = 65_536
+AGENTS_BYTES = 20_000
+CHECK_OUTPUT = 4_000
+NEXT: Json = {"go": "next"}
+GONE: Json = {"go": "gone"}
+
+
+class Stopped(Exception):
+    """The sprint ends here, in settle or requeue; carries what the workflow returns."""
+
+    def __init__(self, end: Json) -> None:
+        self.end = end
+        super().__init__(str(end))
+
+
+def end_with(kind: OutcomeKind, detail: str, reason: FailureReason | str = "") -> Stopped:
+    """Ends in settle(outcome)."""
+    return Stopped({"go": "settle", "kind": kind, "reason": reason, "detail": detail})
+
+
+def requeue(reason: WaitingReason, note: str, *, not_before_ms: int = 0, new_attempt: bool = False) -> Stopped:
+    """The end that goes back to the queue."""
+    return Stopped({"go": "requeue", "reason": reason, "note": note, "not_before_ms": not_before_ms, "new_attempt": new_attempt})
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a sprint works with, made by the composition root."""
+
+    store: Store
+    forge: Forge
+    repositories: Repositories
+    decider: Decider
+    workspaces: Workspaces
+    sandbox: Sandbox
+    engines: Mapping[str, Engine]
+    settings: Settings
+    lease: Lease
+    links: replies.Links
+    scrub: Callable[[str], str]
+    observe: Callable[[SprintEvent], None]
+    kick_queue: Callable[[], None]
+    kick_projector: Callable[[], None]
+    failpoint: Failpoints
+    now_ms: Callable[[], int]
+    login: str
+    salt: str
+    sandbox_refusal: Callable[[], str]
+
+
+class SprintStages:
+    """The five steps, as `bot.engine.Stages`."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+        self._tasks: dict[str, asyncio.Task[AgentResult]] = {}
+        self._stops: dict[str, str] = {}
+        self._halting = False
+        self._stages_in_flight = 0
+        self._parked: set[asyncio.Task[Any]] = set()
+
+    async def watch_stops(self) -> None:
+        """Tells running agents of their stop flags, also those that other processes set; until cancelled."""
+        kit = self.kit
+        while True:
+            await asyncio.sleep(FLAG_SECONDS)
+            if not self._tasks:
+                continue
+            try:
+                flags = await kit.store.read(lambda conn: sprints.flags(conn, kit.lease.executor_id))
+            except Exception:
+                log.exception("sprint.flags")
+                continue
+            for sprint_id, stop in flags.items():
+                self.tell(sprint_id, stop)
+
+    def tell(self, sprint_id: str, stop: str) -> None:
+        """A stop flag for a sprint of this process: cancel and requeue end its agent now, drain after the step in flight."""
+        self._stops[sprint_id] = stop
+        task = self._tasks.get(sprint_id)
+        if task is not None and stop != Stop.DRAIN:
+            task.cancel()
+
+    async def halt(self, seconds: float) -> None:
+        """Shutdown: no step begins, agents end, effects in flight get `seconds` to be recorded; what is parked stays for whoever takes over."""
+        self._halting = True
+        for task in self._tasks.values():
+            task.cancel()
+        deadline = time.monotonic() + seconds
+        while self._stages_in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def release(self) -> None:
+        """Lets go of parked steps, after the engine was closed and can record nothing of them any more."""
+        for task in self._parked:
+            task.cancel()
+        await asyncio.gather(*self._parked, return_exceptions=True)
+
+    async def _park(self) -> NoReturn:
+        """Holds a step for ever, so that the engine records nothing of it: the row stays pending and is taken over."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._parked.add(task)
+        self._stages_in_flight -= 1
+        while True:
+            await asyncio.sleep(3600)
+
+    async def prepare(self, sprint_id: str, k: int) -> Json:
+        """Facts only: who may, what the issue says, where to begin; no path, so that any host can go on."""
+        return await self._stage("prepare", sprint_id, k, self._prepare)
+
+    async def work(self, sprint_id: str, k: int) -> Json:
+        """The agent, from its first step or from the step in flight."""
+        return await self._stage("work", sprint_id, k, self._work)
+
+    async def vet(self, sprint_id: str, k: int) -> Json:
+        """The tree is judged: what changed, whether the policy lets it through, what the checks say."""
+        return await self._stage("vet", sprint_id, k, self._vet)
+
+    async def publish(self, sprint_id: str, k: int) -> Json:
+        """Commit, push, pull request; each looked up before it is made."""
+        return await self._stage("publish", sprint_id, k, self._publish)
+
+    async def _stage(self, name: str, sprint_id: str, k: int, body: Callable[[SprintView, int], Any]) -> Json:
+        kit = self.kit
+        started = time.monotonic()
+        self._stages_in_flight += 1
+        if self._halting:
+            await self._park()
+        try:
+            await self._held()
+            view = await self._claim(sprint_id, k)
+            if view is None:
+                return GONE
+            await body(view, k)
+        except Stopped as stopped:
+            return stopped.end
+        except Fenced as error:
+            log.warning("sprint.fenced", sprint=sprint_id, stage=name, error=str(error))
+            return GONE
+        except GitUnavailable as error:
+            return await self._later(sprint_id, f"git: {error}")
+        except (ForgeError, TimeoutError, ConnectionError) as error:
+            if is_transient(error) or isinstance(error, Unauthorized | Moved):
+                if isinstance(error, Moved):
+                    await self._resolve(sprint_id)
+                return await self._later(sprint_id, str(error))
+            reason = FailureReason.PR if name == "publish" else FailureReason.CLONE
+            return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), reason).end
+        except GitRefused as error:
+            return await self._git_refused(sprint_id, name, error)
+        except TreeRefused as error:
+            return end_with(OutcomeKind.REFUSED, kit.scrub(str(error)), "policy").end
+        except SandboxUnavailable as error:
+            return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), FailureReason.SANDBOX).end
+        except Exception as error:
+            log.exception("sprint.failed", sprint=sprint_id, stage=name)
+            return end_with(OutcomeKind.FAILED, kit.scrub(f"{type(error).__name__}: {error}"), FailureReason.INTERNAL).end
+        finally:
+            if asyncio.current_task() not in self._parked:
+                self._stages_in_flight -= 1
+        seconds = time.monotonic() - started
+        kit.observe(SprintEvent(EventKind.STAGE_ENDED, SprintId(sprint_id), kit.now_ms(), {"stage": name, "seconds": seconds}))
+        if name in ("prepare", "vet"):
+            kit.failpoint(f"{name}.done")
+        return NEXT
+
+    async def _git_refused(self, sprint_id: str, stage: str, error: GitRefused) -> Json:
+        """A revoked token or a new address may be mended, a head that moved is looked at again; the rest is final."""
+        if error.kind in (Refusal.AUTH, Refusal.MOVED):
+            if error.kind is Refusal.MOVED:
+                await self._resolve(sprint_id)
+            return await self._later(sprint_id, str(error))
+        if error.kind is Refusal.LEASE:
+            return requeue(WaitingReason.REQUEUED, "the branch moved while it was pushed").end
+        if error.kind is Refusal.ARCHIVED:
+            return end_with(OutcomeKind.REFUSED, "the repository is archived").end
+        reason = FailureReason.PUSH if stage == "publish" else FailureReason.CLONE
+        return end_with(OutcomeKind.FAILED, self.kit.scrub(str(error)), reason).end
+
+    async def _held(self) -> None:
+        """No effect starts while the lease is not held; an outage of the database is waited out, a reaped process exits elsewhere."""
+        await self.kit.lease.wait_held()
+
+    async def _claim(self, sprint_id: str, k: int) -> SprintView | None:
+        kit = self.kit
+
+        def write(conn: Connection) -> SprintView | None:
+            mine = sprints.claim(conn, sprint_id, k, me=kit.lease.executor_id, node_id=kit.lease.node_id, timeout_ms=kit.lease.timeout_ms)
+            return sprints.get(conn, sprint_id) if mine else None
+
+        return await kit.store.write(write)
+
+    async def _later(self, sprint_id: str, note: str) -> Json:
+        """The forge cannot be reached: back to the queue with what was done kept, for a day; then it has failed."""
+        kit = self.kit
+        view = await kit.store.read(lambda conn: sprints.get(conn, sprint_id))
+        now = kit.now_ms()
+        if view is None:
+            return GONE
+        if now - max(view.queued_ms, view.started_ms) > DAY_MS:
+            return end_with(OutcomeKind.FAILED, kit.scrub(f"the forge could not be used for a day: {note}"), FailureReason.AUTH).end
+        delay = min(LAST_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** min(view.admitted_n, 12))
+        return requeue(WaitingReason.REQUEUED, kit.scrub(f"the forge does not answer: {note}"), not_before_ms=now + delay).end
+
+    async def _resolve(self, sprint_id: str) -> None:
+        view = await self.kit.store.read(lambda conn: sprints.get(conn, sprint_id))
+        if view is not None:
+            with contextlib.suppress(ForgeError):
+                await self.kit.repositories.resolve(view.repo_id)
+
+    def _repo(self, view: SprintView) -> tuple[str, RepositorySettings]:
+        """The address of today and the settings."""
+        repository = self.kit.repositories.serves(view.repo_id, view.issue.full_name)
+        if repository is None:
+            raise end_with(OutcomeKind.REFUSED, "this repository is not in the configuration any more")
+        return self.kit.repositories.name_of(view.repo_id, view.issue.full_name), repository
+
+    async def _advance(self, view: SprintView, k: int, to: SprintState, before: Iterable[SprintState], **values: Any) -> None:
+        kit = self.kit
+        moved = await kit.store.write(
+            lambda conn: sprints.advance(
+                conn, view.id, k, me=kit.lease.executor_id, to=to, before=list(before), now_ms=kit.now_ms(), **values
+            )
+        )
+        if not moved:
+            await self._why_not(view)
+        kit.kick_projector()
+
+    async def _why_not(self, view: SprintView) -> None:
+        """A change of state that met no row: stopped, or not ours any more."""
+        now = await self.kit.store.read(lambda conn: sprints.get(conn, view.id))
+        if now is not None and now.stop is not None:
+            raise self._stop_end(now.stop, now.stop_by)
+        raise Fenced(f"sprint {view.id} is not where this step expects it")
+
+    def _stop_end(self, stop: str, by: str) -> Stopped:
+        if stop == Stop.CANCEL:
+            return end_with(OutcomeKind.CANCELLED, f"cancelled by {by}" if by else "cancelled")
+        return requeue(WaitingReason.REQUEUED, f"requeued by {by}" if by else "requeued")
+
+    def _check_stop(self, view: SprintView) -> None:
+        if view.stop is not None:
+            raise self._stop_end(view.stop, view.stop_by)
+
+    async def _update(self, view: SprintView, k: int, *, show_in_ms: int | None = None, **values: Any) -> None:
+        kit = self.kit
+        mine = await kit.store.write(
+            lambda conn: sprints.update(conn, view.id, k, me=kit.lease.executor_id, now_ms=kit.now_ms(), show_in_ms=show_in_ms, **values)
+        )
+        if not mine:
+            raise Fenced(f"sprint {view.id} belongs to another process")
+
+    async def _allowed(self, view: SprintView, repo: str) -> None:
+        """The person who asked still has the right; a definite no refuses, a silent forge is asked again later."""
+        if view.requester_id == 0:
+            return
+        judgement = await self.kit.decider.recheck(view.repo_id, repo, Actor(view.requester_id, view.requester))
+        if isinstance(judgement, NotYet):
+            raise Stopped(await self._later(view.id, judgement.reason))
+        if isinstance(judgement, Denied):
+            raise end_with(OutcomeKind.REFUSED, f"{view.requester} may not ask for this any more: {judgement.reason}")
+
+    async def _prepare(self, view: SprintView, k: int) -> None:
+        kit = self.kit
+        self._check_stop(view)
+        repo, repository = self._repo(view)
+        first = not view.started_ms
+        values: dict[str, Any] = {"sandbox": kit.sandbox.level}
+        if first:
+            values["started_ms"] = kit.now_ms()
+        await self._advance(view, k, SprintState.PREPARING, [SprintState.ADMITTED], **values)
+        if first:
+            waited = (kit.now_ms() - view.queued_ms) / 1000
+            kit.observe(
+                SprintEvent(
+                    EventKind.STARTED,
+                    view.id,
+                    kit.now_ms(),
+                    {"source": view.source, "waited_seconds": waited, "agent": kit.settings.engine},
+                )
+            )
+        refusal = kit.sandbox_refusal()
+        if refusal:
+            raise end_with(OutcomeKind.FAILED, refusal, FailureReason.SANDBOX)
+        _, record, issue = await asyncio.gather(
+            self._allowed(view, repo), kit.repositories.record(view.repo_id), self._issue(repo, view.issue.number)
+        )
+        if record.get("archived"):
+            raise end_with(OutcomeKind.REFUSED, "the repository is archived")
+        if record.get("empty"):
+            raise end_with(OutcomeKind.FAILED, "the repository is empty: push a first commit, then retry", FailureReason.CLONE)
+        if issue.get("state") != "open":
+            raise end_with(OutcomeKind.CANCELLED, "the issue was closed")
+        digest = await self._frozen(view, repo, issue)
+        base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "main")
+        await self._no_other_work(view, repo)
+        branch, base_sha, lease_sha = await self._begin_at(view, repo, base)
+        await self._update(
+            view,
+            k,
+            text_hash=digest,
+            title=str(issue.get("title") or "")[:255],
+            base_branch=base,
+            base_sha=base_sha,
+            branch=branch,
+            lease_sha=lease_sha,
+            engine=kit.settings.engine,
+        )
+
+    async def _issue(self, repo: str, number: int) -> Mapping[str, Any]:
+        try:
+            return await self.kit.forge.issue(repo, number)
+        except NotFound:
+            raise end_with(OutcomeKind.CANCELLED, "the issue was deleted") from None
+
+    async def _frozen(self, view: SprintView, repo: str, issue: Mapping[str, Any]) -> str:
+        """The hash of the text that runs. Text changed since approval runs only if none but people with write could have changed it."""
+        digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
+        if digest == view.text_hash:
+            return digest
+        author = issue.get("user") or {}
+        actor = Actor(int(author.get("id") or -1), str(author.get("login") or ""))
+        if actor.id == view.requester_id:
+            return digest
+        level = Permission.NONE
+        with contextlib.suppress(NotFound):
+            level = await self.kit.decider.permission_of(view.repo_id, repo, actor)
+        if level >= Permission.WRITE:
+            return digest
+        raise end_with(
+            OutcomeKind.REFUSED,
+            f"the issue's text was changed after it was approved, and its author {actor.login} has no write access. "
+            "Read it again and ask again",
+        )
+
+    async def _no_other_work(self, view: SprintView, repo: str) -> None:
+        """A person's open pull request that closes this issue is work enough."""
+        me = (await self.kit.forge.me())["id"]
+        for pull in await self.kit.forge.pulls(repo, "open"):
+            if (pull.get("user") or {}).get("id") == me:
+                continue
+            if chatops.closes(str(pull.get("body") or "") + "\n" + str(pull.get("title") or ""), view.issue.number):
+                raise end_with(
+                    OutcomeKind.REFUSED,
+                    f"pull request #{pull['number']} by {(pull.get('user') or {}).get('login')} already closes this issue",
+                )
+
+    async def _begin_at(self, view: SprintView, repo: str, base: str) -> tuple[str, str, str]:
+        """(branch, base sha, lease sha): our branch if every head on it was recorded by us, else the next name that is free of persons."""
+        kit = self.kit
+        stem = f"dispatch/issue-{view.issue.number}"
+        names = [stem, *(f"{stem}-{n}" for n in range(2, LAST_BRANCH + 1))]
+        heads = await kit.workspaces.fetch(view.id, repo, [base, *names])
+        if base not in heads:
+            raise end_with(OutcomeKind.FAILED, f"there is no branch `{base}` to begin at", FailureReason.CLONE)
+        ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))
+        if view.branch and view.head_sha and heads.get(view.branch, view.head_sha) == view.head_sha:
+            return view.branch, view.base_sha or heads[base], heads.get(view.branch, "")
+        for name in names:
+            if name not in heads or heads[name] in ours:
+                return name, heads[base], heads.get(name, "")
+        raise end_with(OutcomeKind.FAILED, f"every branch from {stem} to {names[-1]} has commits of other people", FailureReason.PUSH)
+
+    async def _work(self, view: SprintView, k: int) -> None:
+        kit = self.kit
+        self._check_stop(view)
+        await self._advance(view, k, SprintState.WORKING, [SprintState.PREPARING])
+        repo, repository = self._repo(view)
+        attempt, workdir = await self._ensure_workspace(view, k, repo)
+        deadline_ms = await self._deadline(view, k)
+        config = await self._repo_config(view, repository)
+        job = await self._job(view, k, repo, attempt, workdir, deadline_ms, config)
+        result = await self._run_agent(view, job)
+        if self._halting and result.end is AgentEnd.STOPPED:
+            await self._park()
+        stop = self._stops.pop(view.id, None)
+        if stop is not None and (stop != Stop.CANCEL or result.end is AgentEnd.STOPPED):
+            raise self._stop_end(stop, "")
+        if result.end is AgentEnd.PROVIDER:
+            raise requeue(WaitingReason.PROVIDER, kit.scrub(result.text) or "no provider can be called", not_before_ms=result.until_ms)
+        if result.end is AgentEnd.STOPPED:
+            raise requeue(WaitingReason.REQUEUED, "stopped by the service")
+        await self._update(
+            view,
+            k,
+            agent_end=result.end,
+            agent_reason=result.limit or (result.reason or ""),
+            summary=kit.scrub(result.text)[:8000],
+            doing="",
+        )
+
+    async def _ensure_workspace(self, view: SprintView, k: int, repo: str) -> tuple[int, Path]:
+        """The tree of this attempt if it is here; else a fresh clone, and a new attempt where steps were made elsewhere."""
+        kit = self.kit
+        mark = kit.workspaces.tree_path(view.id).parent / "attempt"
+        if kit.workspaces.has_tree(view.id) and _read(mark) == str(view.attempt):
+            return view.attempt, kit.workspaces.tree_path(view.id)
+        made = await kit.store.read(lambda conn: steps.of_attempt(conn, view.id, view.attempt))
+        attempt = view.attempt + 1 if made else view.attempt
+        heads = await kit.workspaces.fetch(view.id, repo, [view.base_branch])
+        base_sha = view.base_sha or heads[view.base_branch]
+        workdir = await kit.workspaces.clone(view.id, base_sha, view.base_branch)
+        await self._update(view, k, attempt=attempt)
+        await asyncio.to_thread(mark.write_text, str(attempt))
+        return attempt, workdir
+
+    async def _deadline(self, view: SprintView, k: int) -> int:
+        """Wall-clock end in Unix ms; time in which nothing could run, because we were down or queued, is not counted."""
+        kit = self.kit
+        row = await kit.store.read(lambda conn: sprints.field(conn, view.id, "deadline_ms"))
+        now = kit.now_ms()
+        seconds = view.limits.seconds if view.limits else kit.settings.limits.limits().seconds
+        last = await kit.store.read(lambda conn: steps.last_moment(conn, view.id))
+        if row.deadline_ms and last:
+            deadline = int(row.deadline_ms) + max(0, now - last)
+        else:
+            deadline = now + seconds * 1000
+        await self._update(view, k, deadline_ms=deadline)
+        return deadline
+
+    async def _repo_config(self, view: SprintView, repository: RepositorySettings) -> RepoConfig:
+        raw = await self.kit.workspaces.read_base_file(view.id, view.base_sha, ".dispatch.yml", CONFIG_BYTES)
+        return parse_repo_config(raw or b"", repository)
+
+    async def _job(
+        self, view: SprintView, k: int, repo: str, attempt: int, workdir: Path, deadline_ms: int, config: RepoConfig
+    ) -> AgentJob:
+        kit = self.kit
+        issue = await self._issue(repo, view.issue.number)
+        digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
+        fresh = await kit.store.read(lambda conn: sprints.get(conn, view.id))
+        if fresh is not None and digest != fresh.text_hash:
+            await self._frozen(fresh, repo, issue)
+        agents = await kit.workspaces.read_base_file(view.id, view.base_sha, "AGENTS.md", AGENTS_BYTES)
+        delimiter = hashlib.sha256(f"{kit.salt}:{view.id}".encode()).hexdigest()[:16]
+        task = prompt.task_prompt(
+            ref=IssueRef.of(repo, view.issue.number),
+            title=str(issue.get("title") or ""),
+            body=str(issue.get("body") or ""),
+            author=str((issue.get("user") or {}).get("login") or ""),
+            delimiter=delimiter,
+            comments=await self._context(view, repo),
+            instructions=view.instructions,
+            asker=view.requester,
+            agents_md=(agents or b"").decode("utf-8", "replace"),
+        )
+        limits = view.limits or kit.settings.limits.limits()
+        options = (await kit.store.read(lambda conn: sprints.field(conn, view.id, "options"))).options
+        loop = asyncio.get_running_loop()
+        return AgentJob(
+            sprint_id=view.id,
+            attempt=attempt,
+            system=prompt.system_prompt(
+                repo=repo, base_branch=view.base_branch, limits=limits, delimiter=delimiter, checks=config.checks, bot=kit.login
+            ),
+            task=task,
+            workdir=workdir,
+            repo=repo,
+            issue=view.issue.number,
+            limits=limits,
+            deadline=loop.time() + max(0.0, (deadline_ms - kit.now_ms()) / 1000),
+            provider="",
+            model=str(options.get("model", "")),
+            trajectory=StoredTrajectory(
+                store=kit.store,
+                sprint_id=view.id,
+                k=k,
+                attempt=attempt,
+                me=kit.lease.executor_id,
+                progress_ms=int(kit.settings.timing.progress_seconds * 1000),
+                failpoint=kit.failpoint,
+                now_ms=kit.now_ms,
+                kick_projector=kit.kick_projector,
+            ),
+            stopping=lambda: self._stops.get(view.id),
+        )
+
+    async def _context(self, view: SprintView, repo: str) -> list[prompt.Comment]:
+        """The newest comments by people with write: only they, or people with write, can have written them."""
+        kit = self.kit
+        me = (await kit.forge.me())["id"]
+        found: list[prompt.Comment] = []
+        for comment in reversed(await kit.forge.comments(repo, view.issue.number)):
+            user = comment.get("user") or {}
+            body = str(comment.get("body") or "")
+            if user.get("id") == me or not body or chatops.has_marker(body):
+                continue
+            try:
+                level = await kit.decider.permission_of(view.repo_id, repo, Actor(int(user.get("id") or -1), str(user.get("login") or "")))
+            except ForgeError as error:
+                if is_transient(error):
+                    raise
+                continue
+            if level >= Permission.WRITE:
+                found.append(prompt.Comment(str(user.get("login")), body, str(comment.get("created_at") or "")))
+            if len(found) >= MAX_CONTEXT_COMMENTS:
+                break
+        return found[::-1]
+
+    async def _run_agent(self, view: SprintView, job: AgentJob) -> AgentResult:
+        kit = self.kit
+        engine = kit.engines[kit.settings.engine]
+
+        def emit(kind: EventKind, data: Json) -> None:
+            kit.observe(SprintEvent(kind, view.id, kit.now_ms(), data))
+
+        flags = await kit.store.read(lambda conn: sprints.field(conn, view.id, "stop", "stop_by"))
+        if flags.stop is not None:
+            raise self._stop_end(flags.stop, flags.stop_by)
+        task = asyncio.create_task(engine.run(job, emit), name=f"agent-{view.id}")
+        self._tasks[view.id] = task
+        renewal = asyncio.create_task(self._renew(view.id, job.deadline))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+                raise
+            return AgentResult(AgentEnd.STOPPED)
+        finally:
+            renewal.cancel()
+            self._tasks.pop(view.id, None)
+
+    async def _renew(self, sprint_id: str, deadline: float) -> None:
+        """While the agent is inside its deadline, a long call is no stall (observability.md, "Progress")."""
+        kit = self.kit
+        loop = asyncio.get_running_loop()
+        while loop.time() < deadline:
+            await asyncio.sleep(RENEW_SECONDS)
+            with contextlib.suppress(Exception):
+                await kit.store.write(lambda conn: sprints.renew_progress(conn, sprint_id, kit.lease.executor_id, kit.now_ms()))
+
+    async def _vet(self, view: SprintView, k: int) -> None:
+        kit = self.kit
+        self._check_stop(view)
+        await self._advance(view, k, SprintState.VETTING, [SprintState.WORKING])
+        _, repository = self._repo(view)
+        ended = await kit.store.read(lambda conn: sprints.field(conn, view.id, "agent_end", "agent_reason", "summary", "options"))
+        if not kit.workspaces.has_tree(view.id):
+            raise requeue(WaitingReason.REQUEUED, "the work was on a machine that is gone", new_attempt=True)
+        tree = await kit.workspaces.export(view.id, view.base_sha)
+        changes = await kit.workspaces.changes(view.id, view.base_sha, tree)
+        if not changes:
+            raise _without_changes(ended.agent_end, ended.agent_reason, ended.summary)
+        config = await self._repo_config(view, repository)
+        policy: Policy = await kit.workspaces.vet(
+            view.id,
+            view.base_sha,
+            tree,
+            extra_protected=[*kit.settings.protected_paths, *repository.protected_paths, *config.protected_paths],
+            allow_protected=False,
+        )
+        if policy.violations:
+            await kit.workspaces.keep_patch(view.id, view.base_sha, tree)
+            shown = "; ".join(f"{item.path}: {item.detail}" for item in policy.violations[:10])
+            raise end_with(OutcomeKind.REFUSED, kit.scrub(shown), "policy")
+        checks = [await self._check(view, command, config.checks_timeout_seconds) for command in config.checks]
+        await self._update(view, k, tree=tree, files=len(changes), flagged=list(policy.flagged), checks=checks)
+
+    async def _check(self, view: SprintView, command: str, seconds: float) -> Json:
+        """One declared check in the sandbox; its exit code is what the pull request says, not the agent's words."""
+        kit = self.kit
+        started = time.monotonic()
+        tree = kit.workspaces.tree_path(view.id)
+        result = await self._stoppable(view, kit.sandbox.run(command, workspace=tree, timeout=seconds, binds=kit.workspaces.binds(view.id)))
+        seconds_used = time.monotonic() - started
+        await kit.store.write(lambda conn: sprints.renew_progress(conn, view.id, kit.lease.executor_id, kit.now_ms()))
+        return {
+            "command": command,
+            "exit_code": result.exit_code,
+            "timed_out": result.timed_out,
+            "seconds": round(seconds_used, 2),
+            "output": "" if result.exit_code == 0 else kit.scrub(result.output)[-CHECK_OUTPUT:],
+        }
+
+    async def _stoppable(self, view: SprintView, work: Any) -> Any:
+        """Runs a command of the sprint so that a stop flag ends it at once."""
+        task = asyncio.ensure_future(work)
+        self._tasks[view.id] = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+                raise
+            if self._halting:
+                await self._park()
+            raise self._stop_end(self._stops.pop(view.id, Stop.CANCEL), "") from None
+        finally:
+            self._tasks.pop(view.id, None)
+
+    async def _publish(self, view: SprintView, k: int) -> None:
+        kit = self.kit
+        repo, _ = self._repo(view)
+        row = await kit.store.read(lambda conn: sprints.field(conn, view.id, "tree", "agent_end", "agent_reason", "summary", "queued_ms"))
+        await self._allowed(view, repo)
+        await self._advance(view, k, SprintState.PUBLISHING, [SprintState.VETTING], unless_stopped=True)
+        kind, reason = verdict_of(row.agent_end, row.agent_reason, view.checks)
+        draft = kind is not OutcomeKind.PULL_REQUEST
+        found = await self._known_pull(view, repo)
+        if found is not None and (found.get("merged") or found.get("state") == "closed"):
+            await self._record_pull(view, k, found)
+            raise end_with(OutcomeKind.PULL_REQUEST, "a person was faster: the pull request is " + _pull_state(found))
+        head, branch = await self._push(view, k, repo, row.tree, row.summary)
+        title = replies.pr_title(view, draft=draft)
+        body = await self._pr_body(view, row.summary)
+        created = found is None
+        if found is None:
+            found = await self._open_pull(view, repo, branch)
+        if found is None:
+            await self._held()
+            found = await kit.forge.create_pull(repo, branch, view.base_branch, title, body)
+            kit.failpoint("pr.created")
+        else:
+            created = False
+            await kit.forge.edit_pull(repo, int(found["number"]), title=title, body=body)
+        await self._record_pull(view, k, found)
+        models = await kit.store.read(lambda conn: steps.models_of(conn, view.id))
+        kit.observe(
+            SprintEvent(
+                EventKind.PULL_REQUEST,
+                view.id,
+                kit.now_ms(),
+                {"event": "opened" if created else "updated", "number": int(found["number"]), "model": models[-1] if models else ""},
+            )
+        )
+        if kind is OutcomeKind.PULL_REQUEST and not created:
+            kind = OutcomeKind.UPDATED
+        log.info("sprint.published", sprint=view.id, pr=found["number"], head=head)
+        raise end_with(
+            kind, "" if kind in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED) else _why(row.agent_end, row.agent_reason), reason
+        )
+
+    async def _known_pull(self, view: SprintView, repo: str) -> Mapping[str, Any] | None:
+        """This sprint's own pull request in any state, by its marker."""
+        mark = replies.marker(f"sprint:{view.id}")
+        me = (await self.kit.forge.me())["id"]
+        for pull in await self.kit.forge.pulls(repo, "all"):
+            if mark in str(pull.get("body") or "") and (pull.get("user") or {}).get("id") == me:
+                return pull
+        return None
+
+    async def _open_pull(self, view: SprintView, repo: str, branch: str) -> Mapping[str, Any] | None:
+        """Our open pull request on this branch, from an earlier sprint of the issue: it is updated."""
+        me = (await self.kit.forge.me())["id"]
+        for pull in await self.kit.forge.pulls(repo, "open"):
+            head, base = pull.get("head") or {}, pull.get("base") or {}
+            if (
+                head.get("label") == branch
+                and head.get("repo_id") == view.repo_id
+                and base.get("ref") == view.base_branch
+                and (pull.get("user") or {}).get("id") == me
+            ):
+                return pull
+        return None
+
+    async def _push(self, view: SprintView, k: int, repo: str, tree: str, summary: str) -> tuple[str, str]:
+        """Commit and push; the head is in the row before it is at the forge, and no head of another person is overwritten."""
+        kit = self.kit
+        message = replies.commit_message(view, summary=summary, trailer=kit.settings.commit_trailer)
+        try:
+            if not tree or not kit.workspaces.has_tree(view.id):
+                raise GitFailed("no tree of this sprint is on this host")
+            commit = await kit.workspaces.commit(view.id, tree, view.base_sha, message, at_ms=view.started_ms)
+        except GitFailed as error:
+            if view.head_sha and await kit.workspaces.remote_head(repo, view.branch) == view.head_sha:
+                return view.head_sha, view.branch
+            raise requeue(WaitingReason.REQUEUED, "the work was on a machine that is gone", new_attempt=True) from error
+        kit.failpoint("commit.made")
+        branch, lease = view.branch, view.lease_sha
+        remote = await kit.workspaces.remote_head(repo, branch)
+        if remote not in (commit, lease or None):
+            ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))
+            if remote is None or remote in ours:
+                lease = remote or ""
+            else:
+                branch, lease, remote = await self._free_branch(view, repo, commit)
+        await self._update(view, k, head_sha=commit, branch=branch, lease_sha=lease)
+        kit.failpoint("publish.head_recorded")
+        if remote != commit:
+            await self._held()
+            await kit.workspaces.push(view.id, repo, commit, branch, lease=lease or None)
+        kit.failpoint("push.after")
+        return commit, branch
+
+    async def _free_branch(self, view: SprintView, repo: str, commit: str) -> tuple[str, str, str | None]:
+        stem = f"dispatch/issue-{view.issue.number}"
+        for n in range(2, LAST_BRANCH + 1):
+            name = f"{stem}-{n}"
+            head = await self.kit.workspaces.remote_head(repo, name)
+            if head is None or head == commit:
+                return name, "", head
+        raise end_with(OutcomeKind.FAILED, f"every branch of {stem} has commits of other people", FailureReason.PUSH)
+
+    async def _pr_body(self, view: SprintView, summary: str) -> str:
+        kit = self.kit
+        models = await kit.store.read(lambda conn: steps.models_of(conn, view.id))
+        body = replies.pr_body(
+            view,
+            summary=summary,
+            issue=view.issue.number,
+            checks=view.checks,
+            flagged=view.flagged,
+            models=models,
+            sandbox=view.sandbox,
+            requester=view.requester,
+            links=kit.links,
+            key=f"sprint:{view.id}",
+        )
+        return kit.scrub(body)
+
+    async def _record_pull(self, view: SprintView, k: int, pull: Mapping[str, Any]) -> None:
+        await self._update(view, k, pr=int(pull["number"]), pr_state=_pull_state(pull))
+
+    async def settle(self, sprint_id: str, k: int, end: Json) -> Json:
+        """One transaction on rows; the forge is not needed, the projector shows the rest."""
+        self._stages_in_flight += 1
+        if self._halting:
+            await self._park()
+        try:
+            return await self._settled(sprint_id, k, end)
+        finally:
+            self._stages_in_flight -= 1
+
+    async def _settled(self, sprint_id: str, k: int, end: Json) -> Json:
+        kit = self.kit
+        await self._held()
+        result, view = await kit.store.write(partial(self._settle, sprint_id, k, end))
+        kit.failpoint("settle.row")
+        self._stops.pop(sprint_id, None)
+        kit.kick_projector()
+        kit.kick_queue()
+        if view is not None and result == "settled":
+            self._observe_end(view)
+            if view.outcome is not OutcomeKind.REFUSED:
+                await self._tidy(sprint_id)
+        log.info("sprint.ended", sprint=sprint_id, result=result, **{key: end.get(key) for key in ("kind", "reason", "detail", "note")})
+        return {"result": result}
+
+    def _settle(self, sprint_id: str, k: int, end: Json, conn: Connection) -> tuple[str, SprintView | None]:
+        kit = self.kit
+        now = kit.now_ms()
+        me = kit.lease.executor_id
+        if end["go"] == "requeue" and sprints.requeue(
+            conn,
+            sprint_id,
+            k,
+            me=me,
+            reason=WaitingReason(end["reason"]),
+            note=end["note"],
+            not_before_ms=end["not_before_ms"],
+            now_ms=now,
+            new_attempt=end["new_attempt"],
+        ):
+            view = sprints.get(conn, sprint_id)
+            if view is not None:
+                _decision(conn, view, "requeue", end["reason"], end["note"], now)
+                kit.observe(SprintEvent(EventKind.REQUEUED, view.id, now, {"reason": end["reason"]}))
+            return "requeued", view
+        before = sprints.get(conn, sprint_id)
+        if before is None:
+            return "gone", None
+        outcome = _final(end, before)
+        if not sprints.settle(
+            conn, sprint_id, k, me=me, outcome=outcome, spent=steps.spent(conn, sprint_id), steps=steps.count(conn, sprint_id), now_ms=now
+        ):
+            return "gone", before
+        view = sprints.get(conn, sprint_id)
+        if view is not None:
+            _decision(conn, view, "settle", outcome.kind, outcome.detail or outcome.kind, now)
+        return "settled", view
+
+    def _observe_end(self, view: SprintView) -> None:
+        data = {
+            "outcome": view.outcome,
+            "reason": view.reason,
+            "seconds": max(0, view.settled_ms - (view.started_ms or view.settled_ms)) / 1000,
+            "steps": view.steps,
+            "agent": view.engine,
+            "model": view.model,
+            "usd": view.usd,
+        }
+        self.kit.observe(SprintEvent(EventKind.SETTLED, view.id, view.settled_ms, data))
+
+    async def _tidy(self, sprint_id: str) -> None:
+        try:
+            await self.kit.workspaces.remove(sprint_id)
+        except Exception:
+            log.exception("sprint.tidy", sprint=sprint_id)
+
+
+def verdict_of(agent_end: str, agent_reason: str, checks: Iterable[Mapping[str, Any]]) -> tuple[OutcomeKind, str]:
+    """The outcome of a tree that has changes and may be published (DESIGN section 4)."""
+    if agent_end == AgentEnd.LIMIT:
+        return OutcomeKind.BUDGET, agent_reason
+    if agent_end != AgentEnd.FINISHED:
+        return OutcomeKind.FAILED, agent_reason or FailureReason.INTERNAL
+    if any(check["exit_code"] != 0 for check in checks):
+        return OutcomeKind.FAILED, FailureReason.CHECKS
+    return OutcomeKind.PULL_REQUEST, ""
+
+
+def _without_changes(agent_end: str, agent_reason: str, summary: str) -> Stopped:
+    if agent_end == AgentEnd.LIMIT:
+        return end_with(OutcomeKind.BUDGET, _why(agent_end, agent_reason), agent_reason)
+    if agent_end in (AgentEnd.FINISHED, AgentEnd.REFUSED):
+        return end_with(OutcomeKind.NO_CHANGE, summary[:1000])
+    return end_with(OutcomeKind.FAILED, summary[:1000], agent_reason or FailureReason.INTERNAL)
+
+
+def _why(agent_end: str, agent_reason: str) -> str:
+    if agent_end == AgentEnd.LIMIT:
+        return f"the limit of {agent_reason or 'the sprint'} was reached"
+    return ""
+
+
+def _final(end: Json, view: SprintView) -> Outcome:
+    """A cancel wins over every other end but a publication."""
+    if view.stop is Stop.CANCEL and view.state is not SprintState.PUBLISHING:
+        return Outcome(OutcomeKind.CANCELLED, "", f"cancelled by {view.stop_by}" if view.stop_by else "cancelled")
+    if end["go"] == "requeue":
+        return Outcome(OutcomeKind.FAILED, FailureReason.INTERNAL, end["note"])
+    return Outcome(OutcomeKind(end["kind"]), end["reason"], end["detail"])
+
+
+def _decision(conn: Connection, view: SprintView, kind: str, result: str, reason: str, now_ms: int) -> None:
+    intents.decide(
+        conn,
+        repo_id=view.repo_id,
+        issue=view.issue.number,
+        kind=kind,
+        result=result,
+        reason=reason,
+        sprint_id=view.id,
+        now_ms=now_ms,
+    )
+
+
+def _pull_state(pull: Mapping[str, Any]) -> str:
+    return "merged" if pull.get("merged") else str(pull.get("state") or "open")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

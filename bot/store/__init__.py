@@ -1,0 +1,120 @@
+"""The one database: SQLite file in WAL or PostgreSQL; every write goes through one transaction on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, make_url
+
+from bot.models import DispatchError
+from bot.store import cursors, deliveries, intents, outbox, providers, sprints, steps, workers
+from bot.store._base import metadata
+from bot.store._sqlite import assert_usable, install_listener
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+WRITERS = 8
+READERS = 4
+
+# Imported for their tables: whoever creates the schema must know them all.
+CONCERNS = (cursors, deliveries, intents, outbox, providers, sprints, steps, workers)
+
+
+class StoreError(DispatchError):
+    """The database cannot be used; says why and what to do."""
+
+
+class Store:
+    """Connections to the database and the two ways to use it.
+
+    SQLite has one writer thread (fewer contenders, shorter tails: engine.md, "Our tables beside DBOS's") and `BEGIN IMMEDIATE`; PostgreSQL a pool.
+    `write` and `read` run `fn(connection)` in a transaction on another thread and return its value; an exception rolls back.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        install_listener()
+        if self.sqlite:
+            self._write_engine = _sqlite_engine(self.url, immediate=True, pool=1)
+            self._read_engine = _sqlite_engine(self.url, immediate=False, pool=READERS)
+        else:
+            psycopg = self.url.set(drivername="postgresql+psycopg")
+            self._write_engine = sa.create_engine(
+                psycopg, pool_size=WRITERS, max_overflow=0, pool_pre_ping=True, json_serializer=json.dumps
+            )
+            self._read_engine = sa.create_engine(psycopg, pool_size=READERS, max_overflow=0, pool_pre_ping=True)
+        self._writer = ThreadPoolExecutor(1 if self.sqlite else WRITERS, "store-write")
+        self._reader = ThreadPoolExecutor(READERS, "store-read")
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file, or None on PostgreSQL."""
+        return Path(self.url.database) if self.sqlite and self.url.database else None
+
+    def open(self) -> None:
+        """Creates what is missing; refuses a database of a later version or a SQLite that cannot serve the engine."""
+        if self.path is not None:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            assert_usable(self.path)
+        with self._write_engine.begin() as conn:
+            metadata.create_all(conn)
+            version = cursors.get(conn, "schema_version")
+            if version is not None and version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"the database has schema {version}, this program knows {SCHEMA_VERSION}. Remedy: start the newer timmy-dispatch"
+                )
+            cursors.put(conn, "schema_version", SCHEMA_VERSION)
+        if self.path is not None:
+            self.path.chmod(0o600)
+
+    async def write(self, fn: Callable[[Connection], T]) -> T:
+        """Runs `fn` in one write transaction on the writer's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_sync, fn)
+
+    async def read(self, fn: Callable[[Connection], T]) -> T:
+        """Runs `fn` in one read transaction; never waits for a writer on SQLite (WAL)."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self.read_sync, fn)
+
+    def write_sync(self, fn: Callable[[Connection], T]) -> T:
+        """`write` on the calling thread (command line, lease thread)."""
+        with self._write_engine.begin() as conn:
+            return fn(conn)
+
+    def read_sync(self, fn: Callable[[Connection], T]) -> T:
+        """`read` on the calling thread."""
+        with self._read_engine.connect() as conn:
+            return fn(conn)
+
+    def close(self) -> None:
+        """Waits for what is under way and gives the connections back."""
+        self._writer.shutdown(wait=True)
+        self._reader.shutdown(wait=True)
+        self._write_engine.dispose()
+        self._read_engine.dispose()
+
+
+def _sqlite_engine(url: sa.URL, *, immediate: bool, pool: int) -> sa.Engine:
+    engine = sa.create_engine(url, pool_size=pool, max_overflow=0, poolclass=sa.QueuePool, connect_args={"check_same_thread": False})
+
+    def connected(conn: sqlite3.Connection, _record: Any) -> None:
+        conn.isolation_level = None
+        conn.execute("PRAGMA busy_timeout=30000")
+        conn.execute("PRAGMA foreign_keys=ON")
+        if not immediate:
+            conn.execute("PRAGMA query_only=ON")
+
+    def begin(conn: Connection) -> None:
+        conn.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    sa.event.listen(engine, "connect", connected)
+    sa.event.listen(engine, "begin", begin)
+    return engine

@@ -1,0 +1,32 @@
+"""The public listener: the webhook, and a word to whoever looks in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from bot import __version__
+
+HEADER_BYTES = 16_384
+
+
+def build(webhook: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.Application:
+    """The application; its own body limit is off because the intake has one."""
+    app = web.Application(client_max_size=0)
+    app.router.add_post("/webhook", webhook)
+    app.router.add_get("/", _root)
+    return app
+
+
+async def _root(_request: web.Request) -> web.Response:
+    return web.Response(text=f"timmy-dispatch {__version__}: Gitea posts its deliveries to /webhook.\n")
+
+
+async def listen(runner: web.AppRunner, host: str, port: int) -> tuple[web.TCPSite, int]:
+    """Starts to listen; returns the site and the port the system gave for 0."""
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    sockets = getattr(site._server, "sockets", None) or ()  # noqa: SLF001 - aiohttp tells the bound port nowhere else
+    bound = next((sock.getsockname()[1] for sock in sockets), port)
+    return site, int(bound)

@@ -1,0 +1,639 @@
+"""Writes the dashboards and the Prometheus rules from one set of numbers; the committed files are its output for the defaults.
+
+Needs `grafana-foundation-sdk` (a development dependency). Who only runs the service never needs this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+
+from bot.fleet.health import Thresholds
+
+TAG = "timmy-dispatch"
+SERVICE = "timmy-dispatch"
+WINDOWS = ("5m", "15m", "30m", "1h", "6h", "1d", "3d")
+HEADER = "# Written by grafana/build.py: change the parameters there, not this file.\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What the generated files depend on. `hold` multiplies every `for` and `keep_firing_for`, so that a test can shrink time."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    hold: float = 1.0
+    job: str = "timmy-dispatch"
+    runbooks: str = "docs/runbooks/"
+    grafana: str = "http://127.0.0.1:3000"
+    gitea: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One alert rule; `hold` and `keep` are seconds before it fires and before it stops."""
+
+    name: str
+    expr: str
+    severity: str
+    summary: str
+    description: str
+    hold: float = 0.0
+    keep: float = 0.0
+
+
+def recordings(parameters: Parameters) -> list[dict[str, Any]]:
+    """The recorded series of sprint outcomes; `no_change` and `budget` are bad, `cancelled` and `refused` neither good nor bad."""
+    job = f'job="{parameters.job}"'
+    neither, good = "cancelled|refused", "pull_request|updated"
+    rules = []
+    for window in WINDOWS:
+        count = f"dispatch_sprint_duration_seconds_count{{{job},outcome!~"
+        finished = f"dispatch:sprints_finished:increase{window}"
+        bad = f'sum by (job) (increase({count}"{good}|{neither}"}}[{window}]))'
+        rules += [
+            {"record": finished, "expr": f'sum by (job) (increase({count}"{neither}"}}[{window}]))'},
+            {"record": f"dispatch:sprint_error:ratio_rate{window}", "expr": f"{bad} / ({finished} > 0)"},
+        ]
+    return rules
+
+
+def ages(parameters: Parameters) -> list[dict[str, Any]]:
+    """The two ages of the stall alert; they stand before it in its own group, because groups are evaluated at different moments."""
+    job = f'job="{parameters.job}"'
+    oldest, moved = "dispatch_queue_oldest_enqueued_timestamp_seconds", "dispatch_fleet_last_progress_timestamp_seconds"
+    return [
+        {"record": "dispatch:queue_oldest:age_seconds", "expr": f"time() - max by (job) ({oldest}{{{job}}})"},
+        {"record": "dispatch:fleet_since_progress:seconds", "expr": f"time() - max by (job) ({moved}{{{job}}})"},
+    ]
+
+
+def fleet_alerts(parameters: Parameters) -> list[Alert]:
+    """Alerts on what this service exports, the pages first."""
+    limit = parameters.thresholds
+    job = f'job="{parameters.job}"'
+    not_paused = f"unless on (job) max by (job) (dispatch_paused{{{job}}}) == 1"
+    beat = f"dispatch_worker_last_heartbeat_timestamp_seconds{{{job}}}"
+    gitea, llm = f"dispatch_gitea_requests_total{{{job}", f"dispatch_llm_requests_total{{{job}"
+    return [
+        Alert(
+            name="DispatchFleetStalled",
+            expr=f"dispatch:queue_oldest:age_seconds > {limit.stall_after:g}\n"
+            f"and on (job) dispatch:fleet_since_progress:seconds > {limit.stall_after:g}\n{not_paused}",
+            hold=60,
+            severity="critical",
+            summary="The fleet is stalled: work is queued and nothing moves",
+            description="The oldest runnable sprint has been queued for {{ $value | humanizeDuration }}, and no sprint, model turn, tool call or check moved for longer than the threshold.",
+        ),
+        Alert(
+            name="DispatchBotDown",
+            expr=f"max by (job) (up{{{job}}}) == 0 or absent(up{{{job}}})",
+            hold=120,
+            keep=300,
+            severity="critical",
+            summary="The bot cannot be scraped",
+            description="No target of job {{ $labels.job }} answered /metrics: the process is gone, its metrics listener is closed, or its database cannot be read.",
+        ),
+        Alert(
+            name="DispatchAllWorkersLost",
+            expr=f"min by (job) (time() - {beat}) > {limit.worker_lost:g}",
+            hold=60,
+            keep=300,
+            severity="critical",
+            summary="No worker has a heartbeat",
+            description="The freshest heartbeat of any worker is {{ $value | humanizeDuration }} old.",
+        ),
+        Alert(
+            name="DispatchSandboxUnproven",
+            expr=f"max by (job, instance) (dispatch_sandbox_probe_ok{{{job}}}) == 0",
+            hold=120,
+            severity="critical",
+            summary="The sandbox failed its live probes",
+            description="On {{ $labels.instance }} the wall round the model is not proven; sprints are refused there.",
+        ),
+        Alert(
+            name="DispatchWorkerHeartbeatLost",
+            expr=f"time() - max by (job, worker) ({beat}) > {limit.worker_lost:g}",
+            hold=60,
+            severity="warning",
+            summary="Worker {{ $labels.worker }} lost its heartbeat",
+            description="The last heartbeat of worker {{ $labels.worker }} is {{ $value | humanizeDuration }} old.",
+        ),
+        Alert(
+            name="DispatchNoThroughput",
+            expr=f"dispatch:queue_oldest:age_seconds > {limit.no_success:g}\n"
+            f"unless on (job) time() - max by (job) (dispatch_sprint_last_success_timestamp_seconds{{{job}}}) <= {limit.no_success:g}\n{not_paused}",
+            hold=300,
+            severity="warning",
+            summary="Work is queued and no sprint ends with a pull request",
+            description="The oldest runnable sprint has been queued for {{ $value | humanizeDuration }}, and none ended with a pull request meanwhile; the fleet may move and still achieve nothing.",
+        ),
+        Alert(
+            name="DispatchSprintOverrun",
+            expr=f"time() - min by (job) (dispatch_sprint_running_oldest_start_timestamp_seconds{{{job}}}) > {limit.sprint_overrun:g}",
+            hold=60,
+            severity="warning",
+            summary="A sprint runs far beyond its limits",
+            description="The longest running sprint started {{ $value | humanizeDuration }} ago; its time limit should have ended it.",
+        ),
+        Alert(
+            name="DispatchWebhookMissed",
+            expr=f"sum by (job) (increase(dispatch_reconcile_missed_events_total{{{job}}}[30m])) > 0",
+            severity="warning",
+            summary="Reconciliation found work that no webhook announced",
+            description="About {{ $value | humanize }} events in 30 minutes arrived only by asking the forge.",
+        ),
+        Alert(
+            name="DispatchWebhookSignatureFailures",
+            expr=f'sum by (job) (increase(dispatch_webhook_deliveries_total{{{job},result="bad_signature"}}[15m])) > {limit.bad_signatures}',
+            severity="warning",
+            summary="Deliveries with a wrong signature",
+            description="About {{ $value | humanize }} deliveries in 15 minutes were refused for their signature.",
+        ),
+        Alert(
+            name="DispatchGiteaErrors",
+            expr=f'sum by (job) (rate({gitea},code=~"5xx|timeout|connection|401"}}[10m]))\n'
+            f"/ sum by (job) (rate({gitea}}}[10m]))\n> {limit.gitea_error_ratio:g}",
+            hold=300,
+            severity="warning",
+            summary="Gitea answers with errors",
+            description="{{ $value | humanizePercentage }} of the requests to Gitea failed in the last 10 minutes.",
+        ),
+        Alert(
+            name="DispatchLlmProviderErrors",
+            expr=f'sum by (job, provider) (rate({llm},result!="ok"}}[10m]))\n'
+            f"/ sum by (job, provider) (rate({llm}}}[10m]))\n> {limit.llm_error_ratio:g}",
+            hold=300,
+            severity="warning",
+            summary="Provider {{ $labels.provider }} fails",
+            description="{{ $value | humanizePercentage }} of the calls of {{ $labels.provider }} failed in the last 10 minutes.",
+        ),
+        Alert(
+            name="DispatchLabelOverflow",
+            expr=f"sum by (job, label) (increase(dispatch_metrics_label_overflow_total{{{job}}}[1h])) > 0",
+            severity="info",
+            summary="Values of label {{ $labels.label }} are folded to other",
+            description="About {{ $value | humanize }} values of {{ $labels.label }} in one hour were outside its closed set.",
+        ),
+    ]
+
+
+def pipeline_alerts() -> list[Alert]:
+    """Alerts on the alerting itself."""
+    return [
+        Alert(
+            name="DispatchRulesFailing",
+            expr='increase(prometheus_rule_evaluation_failures_total{rule_group=~".*dispatch.*"}[5m]) > 0',
+            hold=300,
+            severity="warning",
+            summary="Prometheus cannot evaluate the rules of this service",
+            description="{{ $labels.rule_group }} failed {{ $value | humanize }} times in 5 minutes; its alerts may be silent.",
+        ),
+        Alert(
+            name="DispatchNotificationsFailing",
+            expr="rate(alertmanager_notifications_failed_total[5m]) > 0",
+            hold=300,
+            severity="critical",
+            summary="Alertmanager cannot deliver notifications",
+            description="Notifications by {{ $labels.integration }} fail: pages may not arrive.",
+        ),
+        Alert(
+            name="Watchdog",
+            expr="vector(1)",
+            severity="none",
+            summary="Always firing: proves that the way from Prometheus to the pager works",
+            description="The dead man's switch pages when this alert stops arriving.",
+        ),
+    ]
+
+
+def rule_file(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """The text of one rule file."""
+    body = {"groups": [{"name": name, "rules": rules} for name, rules in groups.items()]}
+    return HEADER + yaml.dump(body, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
+
+
+def alert_rule(alert: Alert, parameters: Parameters) -> dict[str, Any]:
+    """One alert in Prometheus' form."""
+    rule: dict[str, Any] = {"alert": alert.name, "expr": alert.expr}
+    if alert.hold:
+        rule["for"] = duration(alert.hold * parameters.hold)
+    if alert.keep:
+        rule["keep_firing_for"] = duration(alert.keep * parameters.hold)
+    return rule | {
+        "labels": {"severity": alert.severity, "service": SERVICE},
+        "annotations": {
+            "summary": alert.summary,
+            "description": alert.description,
+            "runbook_url": f"{parameters.runbooks}{alert.name}.md",
+            "dashboard_uid": "dispatch-fleet",
+            "dashboard_url": f"{parameters.grafana}/d/dispatch-fleet",
+        },
+    }
+
+
+def duration(seconds: float) -> str:
+    """A Prometheus duration: whole minutes, seconds or milliseconds."""
+    milliseconds = round(seconds * 1000)
+    for unit, size in (("m", 60_000), ("s", 1000)):
+        if milliseconds % size == 0 and milliseconds:
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds}ms"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Keeps expressions of several lines readable."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002  the signature is PyYAML's
+        return super().increase_indent(flow, False)
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _string)
+
+
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+SEL = 'job=~"$job",instance=~"$instance"'
+RATE = "$__rate_interval"
+GREEN, YELLOW, RED = "green", "yellow", "red"
+
+
+def sel(name: str, more: str = "") -> str:
+    """A selector of one of our metrics that obeys the dashboard's variables."""
+    return f"dispatch_{name}{{{SEL}{',' + more if more else ''}}}"
+
+
+def quantile(q: float, name: str, *by: str) -> str:
+    """A quantile of a histogram over the time shown by one point."""
+    return f"histogram_quantile({q:g}, sum by ({', '.join(('le', *by))}) (rate({sel(name + '_bucket')}[{RATE}])))"
+
+
+def per_hour(name: str, *by: str, more: str = "") -> str:
+    """Events an hour of one counter."""
+    return f"sum by ({', '.join(by)}) (rate({sel(name, more)}[{RATE}])) * 3600"
+
+
+def queries(pairs: Iterable[tuple[str, str]], *, instant: bool) -> list[prometheus.Dataquery]:
+    """Targets A, B, C... of (expression, legend) pairs."""
+    built = []
+    for index, (expr, legend) in enumerate(pairs):
+        query = prometheus.Dataquery().datasource(SOURCE).expr(expr).legend_format(legend).ref_id(chr(ord("A") + index))
+        built.append(query.instant() if instant else query.range())
+    return built
+
+
+def number(
+    title: str, text: str, unit: str, query: tuple[str, str], *, no_value: str, warn: float | None = None, alarm: float | None = None
+) -> stat.Panel:
+    """One figure of this moment, coloured from `warn` and `alarm` on."""
+    steps = [models.Threshold(None, GREEN)]
+    steps += [models.Threshold(value, color) for value, color in ((warn, YELLOW), (alarm, RED)) if value is not None]
+    panel = stat.Panel().title(title).description(text).unit(unit).datasource(SOURCE).no_value(no_value).span(4).height(4)
+    panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+    panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).graph_mode(common_models.BigValueGraphMode.NONE)
+    for target in queries([query], instant=True):
+        panel.with_target(target)
+    return panel
+
+
+def verdict() -> stat.Panel:
+    """The service's own judgement, as a word in its colour."""
+    panel = number(
+        "Verdict",
+        "The service's own judgement of the fleet; its reasons are at /readyz.",
+        "none",
+        (f"max by (verdict) ({sel('health')}) == 1", "{{verdict}}"),
+        no_value="no bot",
+    )
+    colors = {"working": GREEN, "idle": GREEN, "paused": "blue", "degraded": YELLOW, "stalled": RED}
+    for name, color in colors.items():
+        panel.override_by_name(name, [models.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
+    return panel.text_mode(common_models.BigValueTextMode.NAME).color_mode(common_models.BigValueColorMode.BACKGROUND)
+
+
+def lines(
+    title: str, text: str, unit: str, *pairs: tuple[str, str], stacked: bool = False, span: int = 8, no_value: str = "nothing yet"
+) -> timeseries.Panel:
+    """Curves over time with a table of last and greatest values."""
+    legend = common.VizLegendOptions().display_mode(common_models.LegendDisplayMode.TABLE).placement(common_models.LegendPlacement.BOTTOM)
+    panel = timeseries.Panel().title(title).description(text).unit(unit).datasource(SOURCE).no_value(no_value).min(0).span(span).height(8)
+    panel.legend(legend.show_legend(True).calcs(["lastNotNull", "max"]))
+    panel.tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI).sort(common_models.SortOrder.DESCENDING))
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL)).fill_opacity(40)
+    for target in queries(pairs, instant=False):
+        panel.with_target(target)
+    return panel
+
+
+def now_row(parameters: Parameters) -> list[Any]:
+    """Is the fleet well at this moment?"""
+    stall = parameters.thresholds.stall_after
+    firing = 'count(ALERTS{alertstate="firing",service="timmy-dispatch",severity!="none"}) or vector(0)'
+    queued = sel("sprints", 'state="queued"')
+    running = 'state=~"preparing|working|vetting|publishing"'
+    return [
+        verdict(),
+        number(
+            "Queued",
+            "Runnable sprints that wait for a slot.",
+            "short",
+            (f"max({queued})", "queued"),
+            no_value="no bot",
+            warn=10,
+            alarm=50,
+        ),
+        number(
+            "Running",
+            "Sprints from preparing to publishing.",
+            "short",
+            (f"sum(max by (state) ({sel('sprints', running)}))", "running"),
+            no_value="no bot",
+        ),
+        number("Firing alerts", "Alerts of this service that fire now.", "short", (firing, "alerts"), no_value="0", alarm=1),
+        number(
+            "Oldest queued",
+            "Age of the oldest sprint the fleet owes a slot.",
+            "s",
+            (f"time() - max({sel('queue_oldest_enqueued_timestamp_seconds')})", "age"),
+            no_value="none queued",
+            warn=stall / 2,
+            alarm=stall,
+        ),
+        number(
+            "Since progress",
+            "Time since anything moved; only bad while work is queued.",
+            "s",
+            (f"time() - max({sel('fleet_last_progress_timestamp_seconds')})", "age"),
+            no_value="never",
+            warn=stall / 2,
+            alarm=stall,
+        ),
+    ]
+
+
+def flow_row() -> list[Any]:
+    """Does work come in, move, and come out?"""
+    finished = "sprint_duration_seconds_count"
+    return [
+        lines(
+            "Sprints by state",
+            "Live sprints; `waiting` are held by a policy or a person.",
+            "short",
+            (f"max by (state) ({sel('sprints')})", "{{state}}"),
+            stacked=True,
+            span=6,
+        ),
+        lines(
+            "Enqueued, started, finished",
+            "Sprints an hour that entered the queue, began, and ended.",
+            "short",
+            (f"sum(rate({sel('sprints_enqueued_total')}[{RATE}])) * 3600", "enqueued"),
+            (f"sum(rate({sel('sprints_started_total')}[{RATE}])) * 3600", "started"),
+            (f"sum(rate({sel(finished)}[{RATE}])) * 3600", "finished"),
+            span=6,
+        ),
+        lines(
+            "Finished by outcome",
+            "How sprints ended, an hour.",
+            "short",
+            (per_hour(finished, "outcome"), "{{outcome}}"),
+            stacked=True,
+            span=6,
+        ),
+        lines(
+            "Waiting by reason",
+            "Why queued sprints wait; cap, slot, no_worker, breaker, provider and requeued still count as runnable.",
+            "short",
+            (f"max by (reason) ({sel('sprints_waiting')}) > 0", "{{reason}}"),
+            stacked=True,
+            span=6,
+            no_value="none waits",
+        ),
+    ]
+
+
+def service_row() -> list[Any]:
+    """Does the work succeed, and how long do people wait?"""
+    ratios = [(f'dispatch:sprint_error:ratio_rate{window}{{job=~"$job"}}', window) for window in ("1h", "6h", "3d")]
+    return [
+        lines(
+            "Sprint error ratio",
+            "Share of finished sprints without a pull request; cancelled and refused count as neither.",
+            "percentunit",
+            *ratios,
+            no_value="none finished",
+        ),
+        lines(
+            "Queue wait",
+            "From enqueued to started.",
+            "s",
+            (quantile(0.5, "sprint_queue_wait_seconds"), "p50"),
+            (quantile(0.95, "sprint_queue_wait_seconds"), "p95"),
+            no_value="none started",
+        ),
+        lines(
+            "Pull requests by event",
+            "What became of our pull requests, an hour.",
+            "short",
+            (per_hour("pull_requests_total", "event"), "{{event}}"),
+        ),
+    ]
+
+
+def gitea_row() -> list[Any]:
+    """Do the forge and we understand each other?"""
+    return [
+        lines(
+            "Deliveries by event and result",
+            "Webhook deliveries by what we answered.",
+            "reqps",
+            (f"sum by (event, result) (rate({sel('webhook_deliveries_total')}[{RATE}])) > 0", "{{event}} {{result}}"),
+            no_value="no delivery",
+        ),
+        lines(
+            "Commands by command and result",
+            "Answered /dispatch commands, a minute.",
+            "short",
+            (f"sum by (command, result) (rate({sel('commands_total')}[{RATE}])) * 60", "{{command}} {{result}}"),
+            no_value="no command",
+        ),
+        lines(
+            "API latency p95",
+            "Slowest twentieth of the requests to Gitea, by endpoint.",
+            "s",
+            (quantile(0.95, "gitea_request_duration_seconds", "endpoint"), "{{endpoint}}"),
+            no_value="no request",
+        ),
+        lines(
+            "Acknowledgement and webhook handling",
+            "From a delivery to its reaction, and from request read to response written.",
+            "s",
+            (quantile(0.5, "command_ack_duration_seconds"), "ack p50"),
+            (quantile(0.99, "command_ack_duration_seconds"), "ack p99"),
+            (quantile(0.99, "webhook_handle_duration_seconds"), "webhook p99"),
+            no_value="no delivery",
+        ),
+        lines(
+            "API answers and retries",
+            "Requests to Gitea by answer, and attempts beyond the first.",
+            "reqps",
+            (f"sum by (code) (rate({sel('gitea_requests_total')}[{RATE}]))", "{{code}}"),
+            (f"sum(rate({sel('gitea_retries_total')}[{RATE}]))", "retries"),
+            no_value="no request",
+        ),
+        lines(
+            "Inbox and outbox",
+            "Deliveries not yet handled, given up, and what the forge does not yet show.",
+            "short",
+            (f"max({sel('inbox_backlog')})", "inbox"),
+            (f"max({sel('inbox_dead_letters')})", "given up"),
+            (f"max({sel('outbox_backlog')})", "outbox"),
+            (f"sum(rate({sel('outbox_failures_total')}[{RATE}])) * 60", "failures a minute"),
+        ),
+        lines(
+            "Age of inbox and outbox",
+            "How long the oldest row waits; nothing is shown while both are empty.",
+            "s",
+            (f"time() - min({sel('inbox_oldest_received_timestamp_seconds')})", "inbox"),
+            (f"time() - min({sel('outbox_oldest_timestamp_seconds')})", "outbox"),
+            no_value="both empty",
+        ),
+        lines(
+            "Missed by webhook",
+            "Events an hour that only reconciliation found.",
+            "short",
+            (f"sum(rate({sel('reconcile_missed_events_total')}[{RATE}])) * 3600", "missed"),
+        ),
+        lines(
+            "Since last delivery",
+            "Time since the last authentic delivery, or since the start while there was none.",
+            "s",
+            (f"time() - max({sel('webhook_last_delivery_timestamp_seconds')})", "age"),
+            no_value="no bot",
+        ),
+    ]
+
+
+def fleet_dashboard(parameters: Parameters) -> dict[str, Any]:
+    """The dashboard `dispatch-fleet`."""
+    board = _board(
+        "dispatch-fleet",
+        "timmy-dispatch: fleet",
+        "Is work being done, does it succeed, and do Gitea and the bot understand each other?",
+        parameters,
+    )
+    for title, panels in (
+        ("Now", now_row(parameters)),
+        ("Flow", flow_row()),
+        ("Service level", service_row()),
+        ("Gitea", gitea_row()),
+    ):
+        board.with_row(dashboard.Row(title))
+        for panel in panels:
+            board.with_panel(panel)
+    return _finished(board)
+
+
+def _board(uid: str, title: str, text: str, parameters: Parameters) -> dashboard.Dashboard:
+    board = dashboard.Dashboard(title).uid(uid).description(text).tags([TAG]).readonly().refresh("30s").time("now-6h", "now")
+    board.tooltip(models.DashboardCursorSync.CROSSHAIR)
+    board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    for name, label, query in (
+        ("job", "Job", "label_values(dispatch_build_info, job)"),
+        ("instance", "Instance", 'label_values(dispatch_build_info{job=~"$job"}, instance)'),
+    ):
+        variable = dashboard.QueryVariable(name).label(label).query(query).datasource(SOURCE).multi(True).include_all(True).all_value(".+")
+        board.with_variable(variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED))
+    version = f"count by (version) ({sel('build_info')})"
+    for name, color, expr in (
+        ("Restarts", "blue", f"changes(process_start_time_seconds{{{SEL}}}[{RATE}]) > 0"),
+        ("Alerts", "red", 'ALERTS{alertstate="firing",service="timmy-dispatch",severity="critical"}'),
+        ("Deploys", "purple", f"{version} unless {version.replace('})', '} offset 5m)')}"),
+        ("Pauses", "yellow", f"max({sel('paused')}) == 1"),
+    ):
+        board.annotation(dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr))
+    board.link(
+        dashboard.DashboardLink("Dashboards")
+        .type(models.DashboardLinkType.DASHBOARDS)
+        .tags([TAG])
+        .as_dropdown(True)
+        .keep_time(True)
+        .include_vars(True)
+    )
+    if parameters.gitea:
+        queued = f"{parameters.gitea.rstrip('/')}/issues?labels=dispatch%2Fqueued"
+        board.link(dashboard.DashboardLink("Queued issues").type(models.DashboardLinkType.LINK).url(queued).target_blank(True))
+    return board
+
+
+def _finished(board: dashboard.Dashboard) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(JSONEncoder(sort_keys=True).encode(board.build()))
+    for index, panel in enumerate(body["panels"], start=1):
+        panel["id"] = index
+    for item in (*body.get("links", ()), *body["annotations"]["list"]):
+        if item.get("placement") == "inControlsMenu":
+            del item["placement"]
+    return body
+
+
+def build(parameters: Parameters) -> dict[str, str]:
+    """Every generated file: its path below `grafana/`, and its text."""
+    fleet = [*ages(parameters), *(alert_rule(alert, parameters) for alert in fleet_alerts(parameters))]
+    pipeline = [alert_rule(alert, parameters) for alert in pipeline_alerts()]
+    return {
+        "alerts/dispatch.rules.yml": rule_file({"dispatch-recordings": recordings(parameters)}),
+        "alerts/dispatch.alerts.yml": rule_file({"dispatch-fleet": fleet, "dispatch-pipeline": pipeline}),
+        "dashboards/dispatch-fleet.json": json.dumps(fleet_dashboard(parameters), indent=2, sort_keys=True, ensure_ascii=False) + "\n",
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes all files below `--out`, and says which changed."""
+    defaults, limits = Parameters(), Thresholds()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that gets dashboards/ and alerts/")
+    parser.add_argument(
+        "--stall-after", type=float, default=limits.stall_after, help="seconds; the same as timing.stall_after_seconds in dispatch.yml"
+    )
+    parser.add_argument("--worker-lost", type=float, default=limits.worker_lost, help="seconds without a heartbeat")
+    parser.add_argument("--sprint-overrun", type=float, default=limits.sprint_overrun, help="seconds a sprint may run")
+    parser.add_argument("--no-success", type=float, default=limits.no_success, help="seconds without a pull request")
+    parser.add_argument("--hold", type=float, default=defaults.hold, help="factor on every `for` and `keep_firing_for`")
+    parser.add_argument("--job", default=defaults.job, help="the scrape job")
+    parser.add_argument("--runbooks", default=defaults.runbooks, help="what stands before ALERT.md in runbook_url")
+    parser.add_argument("--grafana", default=defaults.grafana, help="address of Grafana")
+    parser.add_argument("--gitea", default=defaults.gitea, help="address of Gitea, for links")
+    given = parser.parse_args(arguments)
+    thresholds = replace(
+        limits,
+        stall_after=given.stall_after,
+        worker_lost=given.worker_lost,
+        sprint_overrun=given.sprint_overrun,
+        no_success=given.no_success,
+    )
+    parameters = Parameters(
+        thresholds=thresholds, hold=given.hold, job=given.job, runbooks=given.runbooks, grafana=given.grafana.rstrip("/"), gitea=given.gitea
+    )
+    for name, text in build(parameters).items():
+        path = given.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        changed = not path.exists() or path.read_text(encoding="utf-8") != text
+        path.write_text(text, encoding="utf-8")
+        print(f"{'written  ' if changed else 'unchanged'} {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Webhook concerns, one a file; each module exposes `plugin`, a Router."""

@@ -1,0 +1,774 @@
+"""Every sentence, word for word, and the promise that none of them acts: no command, no mention, no foreign markup."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot import replies
+from bot.chatops import parse
+from bot.models import (
+    FailureReason,
+    IssueRef,
+    Limits,
+    OutcomeKind,
+    Position,
+    Reply,
+    RepoId,
+    Source,
+    SprintId,
+    SprintState,
+    SprintView,
+    Stop,
+    WaitingReason,
+)
+
+VERBS = ("cancel", "help", "queue", "retry", "run", "status")
+LINKS = replies.Links("https://git.example", "https://bot.example")
+SPRINT = {
+    "issue": 7,
+    "title": "parse() drops *rows* @alice #3",
+    "state": "queued",
+    "waiting": "",
+    "note": "",
+    "place": 3,
+    "capped": False,
+    "steps": 0,
+    "max_steps": 60,
+    "usd": 0.0,
+    "model": "",
+    "outcome": "",
+    "reason": "",
+    "pr": 0,
+    "pr_state": "",
+    "requester": "bob",
+    "since_ms": 1000,
+    "stopping": "",
+}
+WORKING = SPRINT | {"state": "working", "steps": 4, "usd": 0.02}
+DONE = SPRINT | {"state": "settled", "outcome": "pull_request", "pr": 12}
+VERB = {"usage": "/dispatch run [instructions]", "summary": "Works on it", "needs": "WRITE", "examples": ["/dispatch", "/dispatch run"]}
+RUNNING = {
+    "started_ms": 60_000,
+    "steps": 4,
+    "tokens": 12_345,
+    "usd": 0.12,
+    "model": "qwen`3",
+    "provider": "ollama",
+    "doing": "run_command: `sh test.sh` @bob",
+    "sandbox": "bubblewrap",
+}
+ENDED = RUNNING | {
+    "state": SprintState.SETTLED,
+    "settled_ms": 250_000,
+    "files": 2,
+    "checks": (
+        {"command": "sh test.sh | cat", "exit_code": 0, "seconds": 1.2},
+        {"command": "lint", "exit_code": 2},
+        {"command": "slow", "exit_code": None, "seconds": 60},
+    ),
+    "flagged": (".gitea/x.yml",),
+}
+
+
+def view(**changes: object) -> SprintView:
+    first = {
+        "id": SprintId("01J"),
+        "repo_id": RepoId(5),
+        "issue": IssueRef("acme", "rocket", 7),
+        "state": SprintState.QUEUED,
+        "title": "Keep the last row",
+        "requester": "bob",
+        "limits": Limits(60, 2700, 2_000_000, 5.0),
+    }
+    return SprintView(**(first | changes))
+
+
+def status(**changes: object) -> str:
+    return replies.status_comment(view(**changes), position=Position(3, 2), now_ms=100_000, links=LINKS)
+
+
+REPLIES = [
+    (
+        "not_understood",
+        {"text": "/dispatch rnu", "problem": "There is no verb `rnu`.", "suggestion": "/dispatch run"},
+        (
+            "I could not read the command in `/\u200bdispatch rnu`. There is no verb `rnu`. Did you mean `/dispatch run`?\n"
+            "\n"
+            "`/dispatch help` lists what I can do."
+        ),
+    ),
+    (
+        "not_understood",
+        {"text": "", "problem": "One comment may hold 5 commands.", "suggestion": ""},
+        ("I could not read the command. One comment may hold 5 commands.\n\n`/dispatch help` lists what I can do."),
+    ),
+    ("queued", {"sprint": SPRINT}, "Understood. This issue is queued, 3rd in line. The status comment follows it from here."),
+    (
+        "already_active",
+        {"sprint": WORKING},
+        "This issue is already working, step 4 of 60, $0.02 so far, asked for by `bob`. It stays one sprint. To stop it: `/dispatch cancel`.",
+    ),
+    (
+        "already_active",
+        {"sprint": SPRINT | {"requester": "", "waiting": "cap", "note": "2 of 2"}},
+        "This issue is already queued, 3rd in line, waiting because as many sprints as allowed are running already (2 of 2). It stays one sprint. To stop it: `/dispatch cancel`.",
+    ),
+    (
+        "already_active",
+        {"sprint": WORKING | {"stopping": "cancel"}},
+        "This issue is already being cancelled, asked for by `bob`. Ask again when it has ended.",
+    ),
+    ("status", {"active": None, "last": None, "now_ms": 1}, "Nothing has run on this issue yet. `/dispatch run` starts."),
+    (
+        "status",
+        {"active": WORKING, "last": DONE, "now_ms": 61_000},
+        ("**Now:** working, step 4 of 60, $0.02 so far (for 1 min).\n\n**Before:** done: pull request #12 (1 min ago)."),
+    ),
+    (
+        "status",
+        {"active": None, "last": DONE | {"pr_state": "merged"}, "now_ms": 7_261_000},
+        ("**Last:** done: pull request #12, merged (2 h 1 min ago).\n\n`/dispatch retry` starts again."),
+    ),
+    (
+        "status",
+        {"active": None, "last": DONE | {"outcome": "failed", "reason": "checks"}, "now_ms": 61_000},
+        (
+            "**Last:** failed: the checks of this repository fail on the change; the draft is pull request #12 (1 min ago).\n"
+            "\n"
+            "`/dispatch retry` starts again."
+        ),
+    ),
+    ("queue", {"rows": [], "running": 0, "waiting": 0, "hidden": 0}, "0 sprints running, 0 waiting."),
+    (
+        "queue",
+        {
+            "rows": [WORKING | {"ref": "#7", "here": True}, SPRINT | {"ref": "#8", "here": False, "title": "a|b"}],
+            "running": 1,
+            "waiting": 3,
+            "hidden": 2,
+        },
+        (
+            "1 sprint running, 3 waiting.\n"
+            "\n"
+            "| Issue | State |\n"
+            "|---|---|\n"
+            "| `#7` parse() drops \\*rows\\* @\u200balice #\u200b3 (this one) | working, step 4 of 60, $0.02 so far |\n"
+            "| `#8` a\\|b | queued, 3rd in line |\n"
+            "\n"
+            "2 of them not shown: in other repositories, or further down."
+        ),
+    ),
+    (
+        "queue",
+        {"rows": [], "running": 2, "waiting": 9, "hidden": 11},
+        "2 sprints running, 9 waiting. None of this repository is among the first. 11 of them not shown: in other repositories, or further down.",
+    ),
+    (
+        "cancelled",
+        {"issue": 7},
+        "Cancelled. The sprint of issue #7 had not begun, so nothing was changed. To start again: `/dispatch run`.",
+    ),
+    ("stopping", {}, "Stopping it now; what runs is ended within seconds. The status comment says when it is done."),
+    (
+        "too_late",
+        {"sprint": SPRINT | {"state": "publishing"}},
+        "Too late to cancel: the sprint is already at publishing its pull request. Close that if you do not want it.",
+    ),
+    (
+        "too_late",
+        {"sprint": DONE},
+        "Too late to cancel: the sprint is already past publishing pull request #12. Close that if you do not want it.",
+    ),
+    ("nothing_to_cancel", {}, "There is nothing to cancel: no sprint is queued or running for this issue."),
+    ("nothing_to_retry", {}, "There is nothing to retry: no sprint has ended on this issue yet. `/dispatch run` starts the first one."),
+    (
+        "help_text",
+        {"verbs": [VERB], "has": "WRITE"},
+        (
+            "Write a command at the start of a line, several per comment if you like. Text in quotes and code is never a command.\n"
+            "\n"
+            "| Command | What it does | Who |\n"
+            "|---|---|---|\n"
+            "| `/dispatch run [instructions]` | Works on it | write |\n"
+            "\n"
+            "<details><summary>Examples</summary>\n"
+            "\n"
+            "- `/dispatch`\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "Your own level on this repository is write. What stands on the lines below a `run` or `retry` goes to the agent as instructions."
+        ),
+    ),
+    (
+        "not_permitted",
+        {"login": "mallory", "verb": "run", "needs": "WRITE", "has": "READ"},
+        "Not done: `/dispatch run` needs write access here, and `mallory` has read access. Somebody with that right can ask for it; nothing was started.",
+    ),
+    (
+        "not_permitted_label",
+        {"login": "mallory", "label": "dispatch"},
+        "Not started: the label `dispatch` was put on by `mallory`, who has no write access here. Somebody with write access can read the issue, take the label off and put it on again.",
+    ),
+    (
+        "not_on_list",
+        {"login": "mallory"},
+        "Not done: I am not an administrator of this repository, so I cannot ask what `mallory` may do, and the list of allowed people does not have that name. The operator can make the bot an administrator or add the name to `allow_users`.",
+    ),
+    (
+        "forge_silent",
+        {"hours": 24},
+        "Not done: for 24 hours the forge could not say whether you may. Nothing was started. Please ask again.",
+    ),
+    ("not_yet", {}, "Not started: the forge cannot be asked about the issue just now. Please try again when it answers."),
+    ("archived", {}, "Not started: this repository is archived, so no branch and no pull request can be made."),
+    ("issue_closed", {}, "Not started: this issue is closed. Reopen it first, then ask again."),
+    (
+        "not_our_pull",
+        {},
+        "Not started: this is a pull request of a person, and I do not work on those. Open an issue that says what to do, and ask there.",
+    ),
+    (
+        "our_pull",
+        {"issue": 7},
+        "Not started: this is my pull request for #7. Ask there: `/dispatch retry` on that issue starts again, with your words after it.",
+    ),
+    ("not_on_pull", {"verb": "cancel", "issue": 7}, "`/dispatch cancel` does not work on a pull request. Use it on #7."),
+    ("not_on_pull", {"verb": "cancel", "issue": 0}, "`/dispatch cancel` does not work on a pull request. Use it on an issue."),
+    (
+        "text_changed",
+        {"author": "mallory"},
+        "Not started: the text of this issue, written by `mallory`, is no longer the one you asked for. Read it again; if it is right, ask once more.",
+    ),
+    (
+        "text_unverified",
+        {"author": "mallory"},
+        "Not started: no delivery reached me when you asked, so I cannot be sure that the text of `mallory` is still the one you read. Read it again; if it is right, ask once more.",
+    ),
+    (
+        "too_old",
+        {"text": "/dispatch run", "asked_ms": 0, "now_ms": 90_000_000},
+        "I only found `/\u200bdispatch run` now, 1 d 1 h after it was asked, so I did not act on it. If it still holds, ask again.",
+    ),
+    (
+        "rate_limited",
+        {"login": "bob", "limit": 10, "minutes": 10},
+        "Not done: `bob` has used 10 commands in 10 minutes, which is the most I take. Please wait a little and ask again.",
+    ),
+    ("gone", {}, "Not started: the issue or its repository no longer exists, or the bot may no longer see it."),
+    (
+        "over_limit",
+        {"option": "budget", "asked": "$9", "most": "$5"},
+        "Not started: `budget=$9` is more than is allowed here. The most is `budget=$5`.",
+    ),
+    (
+        "option_needs",
+        {"option": "priority", "needs": "ADMIN"},
+        "Not started: the option `priority=` is for people with the level admin here.",
+    ),
+    (
+        "unknown_answer",
+        {},
+        "This was answered by another version of the bot, and the words are lost. `/dispatch status` tells how things stand.",
+    ),
+]
+
+STATUS = [
+    (
+        {},
+        (
+            "⏳ **Queued, 3rd in line.**\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        {"waiting": WaitingReason.CAP, "waiting_note": "2 of 2", "not_before_ms": 200_000},
+        (
+            "⏳ **Queued, waiting.** It waits because as many sprints as allowed are running already (2 of 2). It is 3rd in line. Not before 1 min 40 s from now.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        {"waiting": WaitingReason.PAUSED},
+        (
+            "⏳ **Queued, waiting.** It waits because an operator has paused the bot here.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.ADMITTED, "source": Source.LABEL},
+        (
+            "⏳ **About to start.** A slot is reserved.\n"
+            "\n"
+            "<sub>Asked for by `bob` by label · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        RUNNING | {"state": SprintState.PREPARING},
+        (
+            "🔧 **Preparing.** Reading the issue and fetching the repository.\n"
+            "\n"
+            "<details><summary>4 steps, $0.12, 40 s</summary>\n"
+            "\n"
+            "| | |\n"
+            "|---|---|\n"
+            "| Model | `qwen'3` (ollama) |\n"
+            "| Steps | 4 of 60 |\n"
+            "| Tokens | 12,345 of 2,000,000 |\n"
+            "| Cost | $0.12 of $5.00 |\n"
+            "| Time | 40 s of 45 min |\n"
+            "| Waited before | 1 min |\n"
+            "| Sandbox | bubblewrap |\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        RUNNING | {"state": SprintState.WORKING},
+        (
+            "🔧 **Working, step 4 of 60.** Now: run\\_command: \\`sh test.sh\\` @\u200bbob.\n"
+            "\n"
+            "<details><summary>4 steps, $0.12, 40 s</summary>\n"
+            "\n"
+            "| | |\n"
+            "|---|---|\n"
+            "| Model | `qwen'3` (ollama) |\n"
+            "| Steps | 4 of 60 |\n"
+            "| Tokens | 12,345 of 2,000,000 |\n"
+            "| Cost | $0.12 of $5.00 |\n"
+            "| Time | 40 s of 45 min |\n"
+            "| Waited before | 1 min |\n"
+            "| Sandbox | bubblewrap |\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        RUNNING | {"state": SprintState.WORKING, "stop": Stop.CANCEL, "stop_by": "alice", "sandbox": "none"},
+        (
+            "🛑 **Stopping**, because `alice` cancelled it. What runs is being ended.\n"
+            "\n"
+            "⚠️ Runs **without a sandbox**, as the operator has set it.\n"
+            "\n"
+            "<details><summary>4 steps, $0.12, 40 s</summary>\n"
+            "\n"
+            "| | |\n"
+            "|---|---|\n"
+            "| Model | `qwen'3` (ollama) |\n"
+            "| Steps | 4 of 60 |\n"
+            "| Tokens | 12,345 of 2,000,000 |\n"
+            "| Cost | $0.12 of $5.00 |\n"
+            "| Time | 40 s of 45 min |\n"
+            "| Waited before | 1 min |\n"
+            "| Sandbox | none |\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.WORKING, "stop": Stop.DRAIN},
+        (
+            "🔁 **Going back into the queue.** It goes on from there by itself.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        RUNNING | {"state": SprintState.VETTING, "attempt": 2, "limits": None},
+        (
+            "🔧 **Checking the result.** Running the checks of the repository and looking at what changed.\n"
+            "\n"
+            "<details><summary>4 steps, $0.12, 40 s</summary>\n"
+            "\n"
+            "| | |\n"
+            "|---|---|\n"
+            "| Model | `qwen'3` (ollama) |\n"
+            "| Steps | 4 |\n"
+            "| Tokens | 12,345 |\n"
+            "| Cost | $0.12 |\n"
+            "| Time | 40 s |\n"
+            "| Waited before | 1 min |\n"
+            "| Attempt | 2 |\n"
+            "| Sandbox | bubblewrap |\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.PUBLISHING},
+        (
+            "🔧 **Publishing.** Pushing the branch and opening the pull request.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        ENDED | {"outcome": OutcomeKind.PULL_REQUEST, "pr": 12},
+        (
+            "✅ **Done: [pull request #12](https://git.example/acme/rocket/pulls/12) is open**, 2 files changed.\n"
+            "\n"
+            "| Check | Result |\n"
+            "|---|---|\n"
+            "| `sh test.sh \\| cat` | ✅ passed in 1 s |\n"
+            "| `lint` | ❌ exit code 2 |\n"
+            "| `slow` | ❌ cut off in 1 min |\n"
+            "\n"
+            "**Look closely at:**\n"
+            "\n"
+            "- `.gitea/x.yml`\n"
+            "\n"
+            "Merging it closes this issue. For another try: `/dispatch retry`.\n"
+            "\n"
+            "<details><summary>4 steps, $0.12, 3 min 10 s</summary>\n"
+            "\n"
+            "| | |\n"
+            "|---|---|\n"
+            "| Model | `qwen'3` (ollama) |\n"
+            "| Steps | 4 of 60 |\n"
+            "| Tokens | 12,345 of 2,000,000 |\n"
+            "| Cost | $0.12 of $5.00 |\n"
+            "| Time | 3 min 10 s of 45 min |\n"
+            "| Waited before | 1 min |\n"
+            "| Sandbox | bubblewrap |\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        ENDED | {"outcome": OutcomeKind.UPDATED, "pr": 12, "pr_state": "merged", "checks": (), "flagged": ()},
+        (
+            "✅ **Done: [pull request #12](https://git.example/acme/rocket/pulls/12) is updated**, 2 files changed. It has been merged.\n"
+            "\n"
+            "No checks are declared for this repository: nothing was tested.\n"
+            "\n"
+            "<details><summary>4 steps, $0.12, 3 min 10 s</summary>\n"
+            "\n"
+            "| | |\n"
+            "|---|---|\n"
+            "| Model | `qwen'3` (ollama) |\n"
+            "| Steps | 4 of 60 |\n"
+            "| Tokens | 12,345 of 2,000,000 |\n"
+            "| Cost | $0.12 of $5.00 |\n"
+            "| Time | 3 min 10 s of 45 min |\n"
+            "| Waited before | 1 min |\n"
+            "| Sandbox | bubblewrap |\n"
+            "\n"
+            "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.NO_CHANGE, "detail": "The issue is fixed *already*."},
+        (
+            "🟰 **Done: nothing was changed**, so there is no pull request.\n"
+            "\n"
+            "The issue is fixed \\*already\\*.\n"
+            "\n"
+            "If something should change here, say what in the issue or in a comment such as `/dispatch run please also ...`.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.REFUSED, "detail": "A path is protected.", "flagged": (".gitea/x.yml",)},
+        (
+            "⛔ **Not published: the change breaks a rule of this repository.** The patch is kept on the [sprint's page](https://bot.example/sprints/01J).\n"
+            "\n"
+            "A path is protected.\n"
+            "\n"
+            "**Look closely at:**\n"
+            "\n"
+            "- `.gitea/x.yml`\n"
+            "\n"
+            "Narrow the task and ask again with `/dispatch retry`, or let the operator change the rule.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.BUDGET, "pr": 12, "reason": "steps"},
+        (
+            "⏸️ **Stopped at a limit (steps).** What there is so far is in the draft [pull request #12](https://git.example/acme/rocket/pulls/12).\n"
+            "\n"
+            "Look at what is there. `/dispatch retry` starts again; a smaller task or a larger limit helps.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.CANCELLED, "stop_by": "bob"},
+        (
+            "🛑 **Cancelled by `bob`.** Nothing was published.\n"
+            "\n"
+            "To start again: `/dispatch retry`.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.FAILED, "reason": "checks", "pr": 12},
+        (
+            "❌ **Failed.** The checks of this repository fail on the change. What there is so far is in the draft [pull request #12](https://git.example/acme/rocket/pulls/12).\n"
+            "\n"
+            "Look at the output of the checks, then finish the draft by hand, or say what to do differently with `/dispatch retry` and your words after it.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.FAILED, "reason": "clone"},
+        (
+            "❌ **Failed.** The repository could not be fetched. No pull request was opened.\n"
+            "\n"
+            "This is for the operator: `timmy-dispatch doctor` names the cause and its remedy. Afterwards: `/dispatch retry`.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.FAILED, "reason": "pr", "branch": "dispatch/issue-7"},
+        (
+            "❌ **Failed.** The branch was pushed, but the pull request could not be opened. The work is on the branch `dispatch/issue-7`.\n"
+            "\n"
+            "This is for the operator: `timmy-dispatch doctor` names the cause and its remedy. Afterwards: `/dispatch retry`.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "expected"), REPLIES)
+def test_reply(name: str, data: dict, expected: str) -> None:
+    assert replies.render(Reply(name, data), key="reply:command:1") == f"{expected}\n\n<!-- timmy-dispatch:v1 key=reply:command:1 -->"
+
+
+@pytest.mark.parametrize(("changes", "expected"), STATUS)
+def test_status_comment(changes: dict, expected: str) -> None:
+    assert status(**changes) == expected
+
+
+def test_pr_body() -> None:
+    summary = "I fixed `parse`.\n\n```\n/dispatch run\n<!-- x\nCloses #3 @bob ![a](b) <details>"
+    body = replies.pr_body(
+        view(**ENDED),
+        summary=summary,
+        issue=7,
+        checks=ENDED["checks"],
+        flagged=[".gitea/x.yml"],
+        models=["m1"],
+        sandbox="bubblewrap",
+        requester="bob",
+        links=LINKS,
+        key="sprint:01J",
+    )
+    assert body == (
+        "Closes #7\n"
+        "\n"
+        "The agent says:\n"
+        "\n"
+        "> I fixed `parse`.\n"
+        ">\n"
+        "> ```\n"
+        "> /\u200bdispatch run\n"
+        "> <\u200b!-- x\n"
+        "> C\u200bloses #\u200b3 @\u200bbob !\u200b[a](b) <\u200bdetails>\n"
+        "\n"
+        "**Checks**, run by the bot on exactly this tree:\n"
+        "\n"
+        "| Check | Result |\n"
+        "|---|---|\n"
+        "| `sh test.sh \\| cat` | ✅ passed in 1 s |\n"
+        "| `lint` | ❌ exit code 2 |\n"
+        "| `slow` | ❌ cut off in 1 min |\n"
+        "\n"
+        "**Look closely at:**\n"
+        "\n"
+        "- `.gitea/x.yml`\n"
+        "\n"
+        "<sub>Written for `bob` by `m1`, sandbox `bubblewrap`. Read it like a stranger's work before you merge. · [transcript](https://bot.example/sprints/01J)</sub>\n"
+        "\n"
+        "<!-- timmy-dispatch:v1 key=sprint:01J -->"
+    )
+
+
+def test_pr_body_of_little() -> None:
+    body = replies.pr_body(
+        view(),
+        summary=" ",
+        issue=7,
+        checks=[],
+        flagged=[],
+        models=[],
+        sandbox="none",
+        requester="",
+        links=replies.Links("https://git.example"),
+        key="sprint:01J",
+    )
+    assert body == (
+        "Closes #7\n"
+        "\n"
+        "The agent left no summary.\n"
+        "\n"
+        "**Checks**: none are declared for this repository.\n"
+        "\n"
+        "<sub>Written by no model, **without a sandbox**. Read it like a stranger's work before you merge.</sub>\n"
+        "\n"
+        "<!-- timmy-dispatch:v1 key=sprint:01J -->"
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "draft", "expected"),
+    [
+        ("Keep the last row", False, "Keep the last row"),
+        ("Keep the last row", True, "WIP: Keep the last row"),
+        ("WIP: [wip] fix #3", True, "WIP: f\u200bix #\u200b3"),
+        ("WIP:", False, "Issue 7"),
+        ("", True, "WIP: Issue 7"),
+        ("two\nlines @bob", False, "two lines @\u200bbob"),
+    ],
+)
+def test_pr_title(title: str, draft: bool, expected: str) -> None:
+    assert replies.pr_title(view(title=title), draft=draft) == expected
+
+
+def test_commit_message() -> None:
+    made = replies.commit_message(view(title="# Fix #3"), summary="Done.\nCloses #4\n\nmore", trailer="Agent: timmy")
+    assert made == "F\u200bix #\u200b3\n\nDone. C\u200bloses #\u200b4\n\nRefs #7\n\nAgent: timmy\n"
+    assert replies.commit_message(view(title="#"), summary="") == "Work on issue 7\n\nRefs #7\n"
+
+
+def test_every_reply_has_its_snapshot_and_documents_its_cause() -> None:
+    assert {name for name, _, _ in REPLIES} == set(replies.reply_names())
+    assert all(inspect.getdoc(getattr(replies, name)) for name in replies.reply_names())
+
+
+def test_a_reaction_alone_has_no_text_and_an_unknown_name_has_a_general_one() -> None:
+    assert replies.render(Reply(), key="reply:x") == ""
+    assert replies.render(Reply("from_the_future", {"x": 1}), key="reply:x").startswith("This was answered by another version")
+
+
+def _said() -> list[str]:
+    said = [replies._SAID[name](**data) for name, data, _ in REPLIES]
+    said += [status(**changes) for changes, _ in STATUS]
+    said += [status(state=SprintState.SETTLED, outcome=OutcomeKind.FAILED, reason=reason) for reason in (*FailureReason, "", "new")]
+    said += [status(waiting=waiting) for waiting in WaitingReason]
+    said += [status(state=state, outcome=outcome) for state in SprintState for outcome in (None, *OutcomeKind)]
+    said += [
+        replies.sprint_in_words(SPRINT | {"state": state.value, "outcome": outcome})
+        for state in SprintState
+        for outcome in ("", *OutcomeKind)
+    ]
+    said += [status(source=source) for source in Source]
+    return said
+
+
+def test_nothing_the_bot_says_is_a_command_or_a_mention() -> None:
+    for text in _said():
+        assert parse(text, VERBS) == [], text
+        assert not [line for line in text.splitlines() if line.lstrip(" >-*").startswith("/dispatch")], text
+        assert "@" not in text.replace("@\u200b", ""), text
+        assert len(text) < 5000
+
+
+HOSTILE = st.lists(
+    st.sampled_from([*"/dispatch run\n\r`@bob#12![](x)<!-->|*_\\ \u200b\x1b", "<details>", "Closes #1", "```", "/dispatch"]), max_size=60
+).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(HOSTILE)
+def test_foreign_words_do_nothing_wherever_they_stand(text: str) -> None:
+    made = [
+        status(title=text, doing=text, state=SprintState.WORKING, requester=text, model=text, provider=text, started_ms=1),
+        status(
+            state=SprintState.SETTLED,
+            outcome=OutcomeKind.FAILED,
+            detail=text,
+            flagged=(text,),
+            checks=({"command": text, "exit_code": 1},),
+            reason=text,
+        ),
+        status(waiting=WaitingReason.CAP, waiting_note=text),
+        replies.not_understood(text=text, problem="x", suggestion=""),
+        replies.already_active(SPRINT | {"title": text, "requester": text, "note": text, "waiting": "cap"}),
+        replies.queue(rows=[SPRINT | {"ref": "#8", "here": False, "title": text}], running=1, waiting=0, hidden=0),
+        replies.not_permitted(login=text, verb="run", needs="WRITE", has="READ"),
+        replies.text_changed(text),
+        replies.quoted(text),
+    ]
+    for comment in made:
+        assert parse(comment, VERBS) == []
+        assert "<!-- timmy" not in comment
+        assert not re.search(r"(?<!\w)@b", comment)
+        assert not re.search(r"\bCloses #1", comment)
+    for line in (replies.escape(text), replies.code(text), replies.pr_title(view(title=text), draft=True)):
+        assert "\n" not in line
+        assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (12, "12th"), (13, "13th"), (21, "21st"), (111, "111th")],
+)
+def test_ordinal(number: int, word: str) -> None:
+    assert replies.ordinal(number) == word
+
+
+@pytest.mark.parametrize(
+    ("ms", "word"),
+    [
+        (-5, "0 s"),
+        (999, "0 s"),
+        (42_000, "42 s"),
+        (60_000, "1 min"),
+        (250_000, "4 min 10 s"),
+        (7_500_000, "2 h 5 min"),
+        (273_600_000, "3 d 4 h"),
+    ],
+)
+def test_duration(ms: int, word: str) -> None:
+    assert replies.duration(ms) == word
+
+
+@pytest.mark.parametrize(("usd", "word"), [(0, "$0.00"), (0.0042, "$0.0042"), (0.38, "$0.38"), (1234.5, "$1,234.50")])
+def test_money(usd: float, word: str) -> None:
+    assert replies.money(usd) == word
+
+
+@pytest.mark.parametrize(
+    ("place", "capped", "word"), [(1, False, "next in line"), (3, False, "3rd in line"), (200, True, "beyond the first 200 in line")]
+)
+def test_place(place: int, capped: bool, word: str) -> None:
+    assert replies.place_in_words(place, capped=capped) == word
+
+
+def test_a_long_text_is_cut_before_its_marker() -> None:
+    text = replies.with_marker("x" * 100_000, "sprint:1")
+    assert len(text) < 60_100
+    assert text.endswith("[cut]\n\n<!-- timmy-dispatch:v1 key=sprint:1 -->")
+
+
+def test_links() -> None:
+    assert LINKS.pull(IssueRef("acme", "rocket", 7), 12) == "https://git.example/acme/rocket/pulls/12"
+    assert replies.Links("https://git.example").sprint("01J") == ""
