@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from bot.document import At, Document, parse
 from bot.models import ConfigError
 from bot.redaction import MINIMUM_LENGTH, Secret
 from bot.settings import (
@@ -83,8 +83,6 @@ WANTED = {
     "model_type": "should be a mapping of keys",
 }
 
-At = tuple[str | int, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
@@ -104,59 +102,13 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Document:
-    """The file while it is read: where each key stands, and what was found so far as (line, text)."""
-
-    path: Path
-    data: dict[str, Any] = field(default_factory=dict)
-    lines: dict[At, int] = field(default_factory=dict)
-    faults: list[tuple[int, str]] = field(default_factory=list)
-    warnings: list[tuple[int, str]] = field(default_factory=list)
-
-    def line(self, at: At) -> int:
-        """The line of that key, or of the nearest one above it that is in the file."""
-        while at and at not in self.lines:
-            at = at[:-1]
-        return self.lines.get(at, 1)
-
-    def fault(self, at: At, text: str, remedy: str) -> None:
-        self.faults.append((self.line(at), self._text(at, text, remedy)))
-
-    def warn(self, at: At, text: str, remedy: str) -> None:
-        self.warnings.append((self.line(at), self._text(at, text, remedy)))
-
-    def get(self, *at: str | int) -> Any:
-        """The raw value there, or None."""
-        value: Any = self.data
-        for part in at:
-            if isinstance(value, dict):
-                value = value.get(part)
-            elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-                value = value[part]
-            else:
-                return None
-        return value
-
-    def count(self, key: str) -> int:
-        value = self.data.get(key)
-        return len(value) if isinstance(value, list) else 0
-
-    def told(self, found: Sequence[tuple[int, str]]) -> list[str]:
-        return [f"{self.path}:{line}: {text}" for line, text in sorted(dict.fromkeys(found))]
-
-    @staticmethod
-    def _text(at: At, text: str, remedy: str) -> str:
-        return f"{dotted(at)}: {text}. Remedy: {remedy}." if at else f"{text}. Remedy: {remedy}."
-
-
 def load(path: Path, *, environ: Mapping[str, str]) -> Loaded:
     """Reads `path` and the secrets it names. Raises ConfigError with every fault found, as `FILE:LINE: KEY: what is wrong. Remedy: what to do.`
 
     Relative paths in the file are taken from its folder. Each secret is looked for in $CREDENTIALS_DIRECTORY (`forge-token`, `webhook-secret` and
     `webhook-secret-*`, `provider-NAME`), then in the file that the settings name, then in the environment, which is warned of.
     """
-    document = _parse(path)
+    document = parse(path)
     if document.faults:
         raise ConfigError(document.told(document.faults))
     _complete(document, environ)
@@ -215,11 +167,6 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def dotted(at: At) -> str:
-    """`repositories[0].name` for `("repositories", 0, "name")`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at).lstrip(".")
-
-
 def _long_enough(value: str, where: str) -> Secret:
     if not value:
         raise UnfitError(f"{where} is empty", "write the secret into it")
@@ -235,55 +182,7 @@ def _home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HOME") or Path.home())
 
 
-def _parse(path: Path) -> _Document:
-    document = _Document(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        document.fault((), "the file does not exist", "run `timmy-dispatch init`, or copy dispatch.example.yml")
-        return document
-    except (OSError, UnicodeDecodeError) as error:
-        document.fault((), f"the file cannot be read ({error})", "let the service's own user read it, as UTF-8 text")
-        return document
-    loader: yaml.SafeLoader | None = None
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None or not isinstance(node, yaml.MappingNode):
-            document.fault((), "the file holds no settings", "start from dispatch.example.yml")
-            return document
-        _map_lines(document, node, ())
-        document.data = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        what = " ".join(part for part in (error.context, error.problem) if part) or "cannot be read"
-        document.faults.append(
-            (line, f"not valid YAML: {what}. Remedy: mend this line; spaces, never tabs, and quotes round text with a colon.")
-        )
-    except (yaml.YAMLError, RecursionError) as error:
-        document.faults.append((1, f"not valid YAML: {error}. Remedy: save the file as UTF-8 text without control characters."))
-    finally:
-        if loader is not None:
-            loader.dispose()
-    return document
-
-
-def _map_lines(document: _Document, node: yaml.Node, at: At) -> None:
-    document.lines.setdefault(at, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*at, str(key.value))
-            if inner in document.lines:
-                document.faults.append((key.start_mark.line + 1, f"{dotted(inner)}: stands twice. Remedy: keep one of the two."))
-            document.lines[inner] = key.start_mark.line + 1
-            _map_lines(document, value, inner)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _map_lines(document, value, (*at, index))
-
-
-def _complete(document: _Document, environ: Mapping[str, str]) -> None:
+def _complete(document: Document, environ: Mapping[str, str]) -> None:
     """Puts in what depends on the machine: the default folders, and absolute paths for relative ones."""
     document.data = {key: value for key, value in document.data.items() if value is not None}
     document.data.setdefault("state_dir", str(default_state_dir(environ)))
@@ -294,7 +193,7 @@ def _complete(document: _Document, environ: Mapping[str, str]) -> None:
             entry["hermes_home"] = environ.get("HERMES_HOME") or str(_home(environ) / ".hermes")
 
 
-def _path_keys(document: _Document) -> Iterator[tuple[Any, Any]]:
+def _path_keys(document: Document) -> Iterator[tuple[Any, Any]]:
     singles: list[tuple[Any, str]] = [
         (document.data, "state_dir"),
         (document.get("forge"), "token_file"),
@@ -315,7 +214,7 @@ def _absolute(path: Path, value: str, environ: Mapping[str, str]) -> str:
     return os.path.normpath(path.absolute().parent / value)
 
 
-def _settings(document: _Document) -> Settings | None:
+def _settings(document: Document) -> Settings | None:
     try:
         return Settings.model_validate(document.data)
     except ValidationError as error:
@@ -324,7 +223,7 @@ def _settings(document: _Document) -> Settings | None:
         return None
 
 
-def _translate(document: _Document, detail: ErrorDetails) -> None:
+def _translate(document: Document, detail: ErrorDetails) -> None:
     at = tuple(part for part in detail["loc"] if part != "[key]")
     if detail["type"] == "too_short" and detail["input"]:
         return  # its items are at fault, and they are told one by one
@@ -384,7 +283,7 @@ def _meaning(at: At) -> str:
     return ""
 
 
-def _cross_checks(document: _Document) -> None:
+def _cross_checks(document: Document) -> None:
     """What no single value shows. It looks at the raw values, so that these faults are told beside those of the types."""
     _no_doubles(document, "repositories")
     _no_doubles(document, "providers")
@@ -414,7 +313,7 @@ def _cross_checks(document: _Document) -> None:
         )
 
 
-def _no_doubles(document: _Document, key: str) -> None:
+def _no_doubles(document: Document, key: str) -> None:
     first: dict[str, int] = {}
     for index in range(document.count(key)):
         name = document.get(key, index, "name")
@@ -428,7 +327,7 @@ def _no_doubles(document: _Document, key: str) -> None:
         first.setdefault(name.casefold(), index)
 
 
-def _check_provider(document: _Document, index: int) -> None:
+def _check_provider(document: Document, index: int) -> None:
     entry = document.get("providers", index)
     if not isinstance(entry, dict) or entry.get("from_hermes") is True:
         return
@@ -439,7 +338,7 @@ def _check_provider(document: _Document, index: int) -> None:
             )
 
 
-def _check_addresses(document: _Document, forge: str, public: str) -> None:
+def _check_addresses(document: Document, forge: str, public: str) -> None:
     at: At = ("webhook", "public_url")
     if is_loopback(public) and not is_loopback(forge):
         document.warn(
@@ -453,7 +352,7 @@ def _check_addresses(document: _Document, forge: str, public: str) -> None:
         )
 
 
-def _secrets(document: _Document, environ: Mapping[str, str]) -> Secrets:
+def _secrets(document: Document, environ: Mapping[str, str]) -> Secrets:
     """What could be read; what could not is a fault of the document, and then the record is never handed out."""
     credentials = environ.get("CREDENTIALS_DIRECTORY", "")
     folder = Path(credentials) if credentials else None
@@ -469,7 +368,7 @@ def _secrets(document: _Document, environ: Mapping[str, str]) -> Secrets:
     return Secrets(token or Secret(""), tuple(webhook), tuple(keys))
 
 
-def _webhook_secrets(document: _Document, environ: Mapping[str, str], folder: Path | None) -> list[Secret]:
+def _webhook_secrets(document: Document, environ: Mapping[str, str], folder: Path | None) -> list[Secret]:
     at: At = ("webhook", "secret_files")
     files = sorted(path for path in folder.glob(WEBHOOK_SECRET + "*")) if folder else []
     found = [_read(document, path, at, strict=False) for path in files]
@@ -484,7 +383,7 @@ def _webhook_secrets(document: _Document, environ: Mapping[str, str], folder: Pa
     return [secret for secret in found if secret is not None]
 
 
-def _provider_key(document: _Document, environ: Mapping[str, str], folder: Path | None, index: int) -> Secret | None:
+def _provider_key(document: Document, environ: Mapping[str, str], folder: Path | None, index: int) -> Secret | None:
     entry = document.get("providers", index)
     if not isinstance(entry, dict):
         return None
@@ -502,7 +401,7 @@ def _provider_key(document: _Document, environ: Mapping[str, str], folder: Path 
     )
 
 
-def _one(document: _Document, environ: Mapping[str, str], folder: Path | None, *, name: str, at: At, variable: str) -> Secret | None:
+def _one(document: Document, environ: Mapping[str, str], folder: Path | None, *, name: str, at: At, variable: str) -> Secret | None:
     """A secret from the first place that has it; None where none has, or where it was there and bad (then that is a fault already)."""
     if folder and name and "/" not in name and (folder / name).is_file():
         return _read(document, folder / name, at, strict=False)
@@ -514,7 +413,7 @@ def _one(document: _Document, environ: Mapping[str, str], folder: Path | None, *
     return None
 
 
-def _read(document: _Document, path: Path, at: At, *, strict: bool) -> Secret | None:
+def _read(document: Document, path: Path, at: At, *, strict: bool) -> Secret | None:
     try:
         return read_secret(path, strict=strict)
     except UnfitError as unfit:
@@ -522,7 +421,7 @@ def _read(document: _Document, path: Path, at: At, *, strict: bool) -> Secret | 
         return None
 
 
-def _from_environment(document: _Document, at: At, variable: str, value: str) -> Secret | None:
+def _from_environment(document: Document, at: At, variable: str, value: str) -> Secret | None:
     try:
         secret = _long_enough(value.strip(), f"the variable {variable}")
     except UnfitError as unfit:

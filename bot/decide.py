@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
-from sqlalchemy.engine import Connection
 
 from bot import chatops
 from bot.authorise import Allowed, Denied, Gate, NotYet
@@ -31,20 +29,18 @@ from bot.models import (
     RepoId,
     Source,
     SprintEvent,
-    SprintId,
     Verdict,
     text_hash,
 )
 from bot.repositories import Repositories
-from bot.store import Store, intents, outbox, sprints
+from bot.store import Store, intents, sprints
 from bot.store.issue_queue import IssueQueue
+from bot.verdict import NEEDS_NO_ISSUE, write
 
 log = structlog.get_logger()
 
 PERMISSION_SECONDS = 30.0
 NOT_YET_HOURS = 24
-REFUSED_AGAIN_MS = 3_600_000
-NEEDS_NO_ISSUE = frozenset({"cancel", "status", "queue", "help"})
 
 
 class AskAgain(DispatchError):
@@ -137,15 +133,23 @@ class Decider:
             verdict_or_context = Verdict(
                 "error", "the forge could not be asked for a day", Reply("forge_silent", {"hours": NOT_YET_HOURS}, Reaction.CONFUSED)
             )
-        verdict = await self._store.write(lambda conn: self._write(conn, ask, repository, verdict_or_context))
+        verdict = await self._store.write(lambda conn: write(conn, ask, repository, verdict_or_context, self._settings, self._now_ms()))
         if verdict is None:
             return None
         self._failpoint("inbox.decided")
+        await self._announce(ask, verdict)
         self._count(ask.verb or "unreadable", verdict.result)
         self._kick_queue()
         self._kick_projector()
         log.info("decided", issue=str(ask.issue), verb=ask.verb, result=verdict.result, reason=verdict.reason, sprint=verdict.sprint_id)
         return verdict
+
+    async def _announce(self, ask: Ask, verdict: Verdict) -> None:
+        if verdict.sprint_id is None:
+            return
+        sprint = await self._store.read(lambda conn: sprints.get(conn, verdict.sprint_id or ""))
+        if sprint is not None and sprint.intent_key == ask.key:
+            self._observe(SprintEvent(EventKind.ENQUEUED, sprint.id, sprint.queued_ms, {"source": sprint.source}))
 
     async def _prepare(self, ask: Ask, repository: RepositorySettings) -> Verdict | Context:
         """Everything the decision needs from the forge, asked before the transaction opens."""
@@ -226,73 +230,6 @@ class Decider:
             head_branch=branch,
             archived=bool(record.get("archived")),
         )
-
-    def _write(self, conn: Connection, ask: Ask, repository: RepositorySettings, prepared: Verdict | Context) -> Verdict | None:
-        now = self._now_ms()
-        if not intents.claim(conn, ask.key, now):
-            return None
-        if isinstance(prepared, Verdict):
-            verdict = prepared
-        elif self._too_many(conn, ask, now):
-            verdict = Verdict("rate_limited", "too many commands", self._rate_limited(ask))
-        else:
-            queue = IssueQueue(
-                conn=conn,
-                ask=ask,
-                limits=self._settings.limits.limits(),
-                base_branch=repository.base_branch,
-                fresh_id=SprintId(secrets.token_hex(6)),
-                now_ms=now,
-            )
-            verdict = chatops.decide(replace(prepared, queue=queue, now_ms=now))
-        reply = self._once(conn, ask, verdict, now)
-        intents.answer(conn, ask, result=verdict.result, reason=verdict.reason, sprint_id=verdict.sprint_id, now_ms=now)
-        if not ask.actor.is_terminal and (reply.name or (reply.reaction and ask.comment_id)):
-            outbox.show(
-                conn,
-                key=outbox.reply_key(ask.key),
-                repo_id=ask.repo_id,
-                repo=ask.issue.full_name,
-                issue=ask.issue.number,
-                comment_id=ask.comment_id,
-                reply=reply,
-                now_ms=now,
-            )
-        if verdict.sprint_id is not None and verdict.reason == "queued":
-            sprint = sprints.get(conn, verdict.sprint_id)
-            if sprint is not None and sprint.intent_key == ask.key:
-                self._observe(SprintEvent(EventKind.ENQUEUED, verdict.sprint_id, now, {"source": sprint.source}))
-        return verdict
-
-    def _once(self, conn: Connection, ask: Ask, verdict: Verdict, now: int) -> Reply:
-        """A refusal is said once an hour to the same person for the same thing; after that the reaction says it."""
-        if verdict.result != "denied" or not verdict.reply.name:
-            return verdict.reply
-        again = intents.refused_before(
-            conn,
-            repo_id=ask.repo_id,
-            issue=ask.issue.number,
-            actor_id=ask.actor.id,
-            kind=ask.verb or "unreadable",
-            reason=verdict.reason,
-            since_ms=now - REFUSED_AGAIN_MS,
-        )
-        return Reply(reaction=verdict.reply.reaction) if again else verdict.reply
-
-    def _too_many(self, conn: Connection, ask: Ask, now: int) -> bool:
-        if ask.actor.is_terminal or not ask.comment_id:
-            return False
-        since = now - self._settings.commands_window_minutes * 60_000
-        asked = intents.asked_by(conn, ask.actor.id, ask.repo_id, ask.issue.number, since)
-        return asked >= self._settings.commands_per_person
-
-    def _rate_limited(self, ask: Ask) -> Reply:
-        data = {
-            "login": ask.actor.login,
-            "limit": self._settings.commands_per_person,
-            "minutes": self._settings.commands_window_minutes,
-        }
-        return Reply("rate_limited", data, Reaction.CONFUSED)
 
 
 class _NoQueue(IssueQueue):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
@@ -12,10 +13,11 @@ from bot.redaction import RedactingFilter, Redactor
 QUIET = ("aiohttp.access", "openai", "httpx2", "httpcore2", "asyncio", "alembic", "sqlalchemy.engine")
 
 
-def configure(redactor: Redactor, *, level: str = "INFO", json: bool = False) -> None:
-    """Sends structlog and the standard library's records to stderr; a second call replaces the first."""
+def configure(redactor: Redactor, *, level: str = "INFO", json: bool = False, stream: TextIO | None = None) -> None:
+    """Sends structlog and the standard library's records to `stream`, else to stderr; a second call replaces the first."""
+    stream = stream or sys.stderr
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer() if json else structlog.dev.ConsoleRenderer(colors=stream.isatty())
     )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -30,7 +32,7 @@ def configure(redactor: Redactor, *, level: str = "INFO", json: bool = False) ->
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
     handler.addFilter(RedactingFilter(redactor))
     root = logging.getLogger()

@@ -288,9 +288,9 @@ class Metrics:
         self._lag_seconds = self._histogram("event_loop_lag_seconds", "How late a timer of one second fires.", HTTP)
         self._sandbox = self._gauge(
             "sandbox_info",
-            "Constant 1, labelled with the wall in use.",
+            "Constant 1, labelled with the wall asked for and the one in use.",
             Label("backend", ("bubblewrap", "none")),
-            Label("level", ("full", "reduced", "none")),
+            Label("level", ("bubblewrap", "none")),
         )
         self._sandbox_ok = self._late(
             "sandbox_probe_ok", "1 if the last live probes of the sandbox passed, 0 if not; absent before the first."
@@ -317,7 +317,8 @@ class Metrics:
         """The exposition for an `Accept` header. Blocks (store, rendering), so it belongs in a thread; raises what the store raises."""
         try:
             encode, content_type = choose_encoder(accept)
-        except ValueError:
+        except (TypeError, ValueError):
+            # The library compares whatever version the header names.
             encode, content_type = choose_encoder("")
         body = encode(self.registry)
         return Rendered(gzip.compress(body, _GZIP_LEVEL, mtime=0), content_type, "gzip") if compress else Rendered(body, content_type, "")
@@ -395,7 +396,7 @@ class Metrics:
             self._gitea_retries.at(route).inc()
 
     def llm_attempt(self, provider: str, model: str, result: str, seconds: float) -> None:
-        """One call of a provider that no `step_ended` event will tell of, because the chain went on to the next."""
+        """One request to a provider, retries apart, as the chain tells of every one: `ok` or the class of its error."""
         self._llm_seconds.at(provider, model).observe(seconds)
         self._llm_requests.at(provider, model, result).inc()
 
@@ -410,7 +411,7 @@ class Metrics:
         self._lag_seconds.at().observe(max(0.0, seconds))
 
     def sandbox(self, backend: str, level: str) -> None:
-        """The wall in use: bubblewrap or none, and full, reduced or none."""
+        """The wall asked for and the wall in use: bubblewrap or none each."""
         self._sandbox.at(backend, level).set(1)
 
     def sandbox_probed(self, *, ok: bool) -> None:
@@ -427,7 +428,6 @@ class Metrics:
 
     def _step(self, data: Json) -> None:
         provider, model = _text(data, "provider"), _text(data, "model")
-        self.llm_attempt(provider, model, _text(data, "result"), _amount(data, "seconds"))
         for direction, key in (("input", "input"), ("output", "output"), ("cache_read", "cached")):
             self._llm_tokens.at(provider, model, direction).inc(_amount(data, key))
         self._llm_cost.at(provider, model).inc(_amount(data, "usd"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
+from sqlalchemy.engine import Connection
 
 from bot.config import RepositorySettings, Settings
 from bot.gitea.errors import ForgeError, is_transient
@@ -17,6 +18,12 @@ log = structlog.get_logger()
 
 FACT = "repositories"
 RECORD_SECONDS = 60.0
+
+
+def known_repositories(conn: Connection) -> dict[int, tuple[str, str]]:
+    """Repository id -> (name in the configuration, name of today), as the service learnt them."""
+    known = cursors.get(conn, FACT) or {}
+    return {int(key): (entry["configured"], entry["full_name"]) for key, entry in known.items()}
 
 
 class Repositories:
@@ -32,12 +39,11 @@ class Repositories:
 
     async def load(self) -> None:
         """Reads what is known, then asks the forge for what is not."""
-        known = await self._store.read(lambda conn: cursors.get(conn, FACT)) or {}
         wanted = {repository.name.casefold() for repository in self._settings.repositories}
-        for key, entry in known.items():
-            if entry["configured"].casefold() in wanted:
-                self._configured[int(key)] = entry["configured"]
-                self._names[int(key)] = entry["full_name"]
+        for repo_id, (configured, full_name) in (await self._store.read(known_repositories)).items():
+            if configured.casefold() in wanted:
+                self._configured[repo_id] = configured
+                self._names[repo_id] = full_name
         await self.refresh()
 
     async def refresh(self) -> list[str]:

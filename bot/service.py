@@ -252,6 +252,7 @@ class Service:
         self._build_rooms(me)
         self._closers.append(self.chain.aclose)
         await self.repositories.load()
+        await self._remember_start()
         self._closers.append(self._close_engine)
         await self.engine.launch()
         if dead:
@@ -382,6 +383,14 @@ class Service:
                 await asyncio.sleep(ME_RETRY_SECONDS)
             else:
                 return await self._remember(me)
+
+    async def _remember_start(self) -> None:
+        """Reconciliation looks no further back than `init`, or where nobody called it than the first start."""
+        try:
+            began = int((self.settings.state_dir / "initialised").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            began = now_ms()
+        await self.store.write(lambda conn: cursors.setdefault(conn, cursors.STARTED, began))
 
     async def _remember(self, me: Mapping[str, Any]) -> Mapping[str, Any]:
         facts = {"id": me["id"], "login": me["login"], "email": me.get("email") or ""}

@@ -691,7 +691,11 @@ class SprintStages:
                 {"event": "opened" if created else "updated", "number": int(found["number"]), "model": models[-1] if models else ""},
             )
         )
-        if kind is OutcomeKind.PULL_REQUEST and not created:
+        if (
+            kind is OutcomeKind.PULL_REQUEST
+            and not created
+            and await kit.store.read(lambda conn: sprints.pull_of_another(conn, view.repo_id, int(found["number"]), view.id))
+        ):
             kind = OutcomeKind.UPDATED
         log.info("sprint.published", sprint=view.id, pr=found["number"], head=head)
         raise end_with(

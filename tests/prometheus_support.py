@@ -230,6 +230,8 @@ def _alertmanager_config(address: str) -> dict[str, Any]:
     config = yaml.safe_load((GRAFANA / "alertmanager.yml").read_text())
     for route in (config["route"], *config["route"]["routes"]):
         route |= {"group_wait": "100ms", "group_interval": "500ms"}
+        if route["receiver"] == "deadman":
+            route["repeat_interval"] = "2s"
     for receiver in config["receivers"]:
         for hook in receiver.get("webhook_configs", ()):
             hook["url"] = f"http://{address}/{receiver['name']}"

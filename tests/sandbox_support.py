@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,11 @@ def make_workspace(base: Path, sandbox: Sandbox, name: str = "work") -> Path:
     if sandbox.owner is not None:
         os.chown(path, sandbox.owner, sandbox.owner)
     return path
+
+
+def python_path() -> dict[str, str]:
+    """What a child Python needs to find the service and its packages, however this one found them."""
+    return {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *(entry for entry in sys.path if entry)])}
 
 
 def processes_with(word: str) -> list[int]:

@@ -16,7 +16,7 @@ from bot.cli._owners import refuse_foreign_owner
 from bot.models import ConfigError, UserError
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("openai", "dbos", "aiohttp", "sqlalchemy", "pydantic", "yaml", "rich", "prometheus_client", "jinja2")
+HEAVY = ("openai", "dbos", "aiohttp", "sqlalchemy", "yaml", "rich", "prometheus_client", "jinja2")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["doctor", "--help"], ["init", "--help"], ["check-config", "--help"]])

@@ -164,12 +164,14 @@ async def test_a_hook_of_a_lost_secret_is_replaced_on_a_first_run(house):
 async def test_a_repository_is_added_to_the_file_that_is_there(house, capsys):
     assert await house.cli(*house.first()) == 0
     house.config.write_text(house.config.read_text().replace("repositories:", "# mine\nrepositories:"))
+    house.config.chmod(0o640)
     await house.server.create_repo("acme", "boat")
     await house.server.add_collaborator("acme/boat", "timmy", "admin")
     assert await house.cli(*house.again("-r", "acme/boat")) == 0
     loaded = config.load(house.config, environ={})
     assert [repository.name for repository in loaded.settings.repositories] == ["acme/boat", "acme/rocket"]
     assert "# mine\n" in house.config.read_text()
+    assert stat.S_IMODE(house.config.stat().st_mode) == 0o640
     assert len(house.labels("acme/boat")) == 6
     assert capsys.readouterr().out.count("a test delivery arrived") == 3
 

@@ -53,7 +53,7 @@ class Server:
         self.requests = []
 
     async def handle(self, request):
-        self.requests.append((await request.json(), dict(request.headers)))
+        self.requests.append((await request.json(), {k.title(): v for k, v in request.headers.items()}))
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if callable(answer):
             return await answer(request)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.workspace.errors import GitRefused
-from bot.workspace.hostgit import branch_ref, sha
+from bot.workspace.errors import GitRefused, GitUnavailable
+from bot.workspace.hostgit import branch_ref, classify, sha
 from bot.workspace.policy import Change, judge, link_fault, matches, printable, protected_paths
 from bot.workspace.secrets_scan import PATTERNS, added_lines, scan_patch, scan_text
 
@@ -208,3 +208,33 @@ def test_scan_counts_lines_and_is_not_fooled_by_content():
 @given(st.binary(max_size=300))
 def test_reading_a_patch_never_raises(data):
     list(added_lines(b"@@ -1,9 +1,9 @@\n" + data))
+
+
+@pytest.mark.parametrize(
+    ("stderr", "kind"),
+    [
+        ("fatal: unable to access 'https://git.example/acme/archived-SSL.git/': Could not resolve host: git.example", "unavailable"),
+        ("fatal: unable to access 'https://git.example/a/error: 500.git/': The requested URL returned error: 403", "permission"),
+        (
+            "remote: This repo is archived. You can view files and clone it, but cannot push.\nfatal: unable to access 'https://x/a/b.git/': The requested URL returned error: 403",
+            "archived",
+        ),
+        (
+            "remote: error: User permission denied for writing.\nTo https://x/a/b.git\n ! [remote rejected] 1 -> 2 (pre-receive hook declined)",
+            "permission",
+        ),
+        ("remote: error: branch main is protected from force push\n", "protected"),
+        ("remote: error: bot is not allowed to push to branch main", "protected"),
+        ("remote: Repository not found\nfatal: repository 'https://x/a/b.git/' not found", "not_found"),
+        ("fatal: Authentication failed for 'https://x/a/b.git/'", "auth"),
+        ("error: RPC failed; HTTP 502 curl 22 The requested URL returned error: 502", "unavailable"),
+        ("fatal: the remote end hung up unexpectedly", "unavailable"),
+        ("fatal: unable to access 'https://x/': The requested URL returned error: 301", "moved"),
+        (" ! [rejected] a -> b (stale info)", "other"),
+        ("", "other"),
+    ],
+)
+def test_what_git_says(stderr, kind):
+    fault = classify(stderr)
+    assert ("unavailable" if isinstance(fault, GitUnavailable) else fault.kind) == kind
+    assert str(fault)

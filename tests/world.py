@@ -1,27 +1,44 @@
-"""A whole world for conversations: the embedded forge, a scripted model, the bot, and people."""
+"""A whole world for conversations: the embedded forge or a running Gitea, a scripted model, the bot, and people."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
+import hmac
+import os
+import secrets
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import pytest
+import sqlalchemy as sa
+
 from bot.demo.forge.server import ForgeServer
 from bot.demo.model import ScriptedModel
 from bot.demo.sample import FILES
-from bot.demo.stage import Person, Stage
+from bot.demo.stage import BOT_SCOPES, Person, Stage
 from bot.failpoints import Failpoints
 from bot.redaction import Secret
 from bot.service import Service
-from bot.store import Store, intents, sprints
+from bot.store import Store, deliveries, intents, sprints
 
+LIVE_URL, LIVE_TOKEN = os.environ.get("GITEA_URL", ""), os.environ.get("GITEA_ADMIN_TOKEN", "")
+LIVE = [
+    pytest.mark.live,
+    pytest.mark.skipif(not (LIVE_URL and LIVE_TOKEN), reason="GITEA_URL and GITEA_ADMIN_TOKEN of a real Gitea are not set"),
+    pytest.mark.timeout(240),
+]
+FORGES = ["embedded", pytest.param("live", marks=LIVE)]
 FAST = {"beat_seconds": 0.5, "lease_seconds": 6.0, "tick_seconds": 0.2, "progress_seconds": 0.2, "queue_poll_seconds": 0.05}
 
 
@@ -31,7 +48,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-async def until(what: Callable[[], Any], seconds: float = 20.0, every: float = 0.03) -> Any:
+async def until(what: Callable[[], Any], seconds: float = 45.0, every: float = 0.03) -> Any:
     """Waits for a condition (plain or coroutine function) to be truthy; fails with its last value."""
     deadline = time.monotonic() + seconds
     while True:
@@ -45,6 +62,36 @@ async def until(what: Callable[[], Any], seconds: float = 20.0, every: float = 0
         await asyncio.sleep(every)
 
 
+class Recorded(Service):
+    """The service, with every request to the forge and every delivery noted down."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.requests: set[tuple[str, str, int | str]] = set()
+        self.heard: list[tuple[str, str, str]] = []
+
+    def _build_forge(self) -> None:
+        super()._build_forge()
+        tell = self.client._on_request
+
+        def note(route: str, method: str, outcome: int | str, attempt: int, seconds: float) -> None:
+            self.requests.add((method, route, outcome))
+            tell(route, method, outcome, attempt, seconds)
+
+        self.client._on_request = note
+
+    def _build_rooms(self, me: Any) -> None:
+        super()._build_rooms(me)
+        take = self.intake._take
+
+        async def note(event: Any) -> tuple[int, str, str]:
+            answer = await take(event)
+            self.heard.append((event.event_type, event.action or "", answer[1]))
+            return answer
+
+        self.intake._take = note
+
+
 class World:
     """A stage, a scripted model and the bot; people talk to it through the forge and look at what it shows."""
 
@@ -55,7 +102,9 @@ class World:
         self.forge = forge
         self.changes = changes
         self.port = free_port()
-        self.service: Service | None = None
+        self.service: Recorded | None = None
+        self.requests: set[tuple[str, str, int | str]] = set()
+        self.heard: list[tuple[str, str, str]] = []
         self.events: list[Any] = []
 
     @property
@@ -85,16 +134,17 @@ class World:
             base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
         return self.stage.settings(self.state_dir, webhook_port=self.port, model_url=self.model.url, **base)
 
-    async def start(self, *, failpoint: Failpoints | None = None, **more: Any) -> Service:
-        self.service = Service(
+    async def start(self, *, failpoint: Failpoints | None = None, keys: Any = None, **more: Any) -> Service:
+        self.service = Recorded(
             self.settings(**more),
-            self.stage.secrets(),
+            keys or self.stage.secrets(),
             environ={},
             home=self.state_dir,
             failpoint=failpoint,
             fast_shutdown=True,
             observers=[self.events.append],
         )
+        self.service.requests, self.service.heard = self.requests, self.heard
         await self.service.start()
         return self.service
 
@@ -102,6 +152,84 @@ class World:
         if self.service is not None:
             service, self.service = self.service, None
             await service.stop()
+
+    # what people do beyond the API of Person
+
+    @contextlib.asynccontextmanager
+    async def browser(self, person: Person) -> AsyncIterator[aiohttp.ClientSession]:
+        """A browser in which somebody has signed in with the password."""
+        async with aiohttp.ClientSession(self.stage.url, cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            login = {"user_name": person.login, "password": person.password}
+            async with session.post("/user/login", data=login, allow_redirects=False) as reply:
+                assert reply.status == 303, reply.status
+            yield session
+
+    async def web_issue(self, person: Person, title: str, body: str, *labels: str) -> int:
+        """An issue by the web form, which takes labels from everybody; returns its number."""
+        known = {label["name"]: str(label["id"]) for label in await self.alice.forge.labels(self.stage.repo)}
+        form = {"title": title, "content": body, "label_ids": ",".join(known[name] for name in labels)}
+        path = f"/{self.stage.repo}/issues/new"
+        async with self.browser(person) as session, session.post(path, data=form, allow_redirects=False) as reply:
+            where = reply.headers["Location"] if reply.status == 303 else (await reply.json())["redirect"]
+        return int(where.rpartition("/")[2])
+
+    async def web_comment(self, person: Person, issue: int, text: str) -> None:
+        """A comment as a browser sends it."""
+        path = f"/{self.stage.repo}/issues/{issue}/comments"
+        async with self.browser(person) as session, session.post(path, data={"content": text}, allow_redirects=False) as reply:
+            assert reply.status in (200, 303), reply.status
+
+    async def edit_repo(self, **fields: object) -> None:
+        """Settings of the repository, as its owner."""
+        owner, _, name = self.stage.repo.partition("/")
+        await self.alice.client.patch("/repos/{owner}/{repo}", fields, owner=owner, repo=name)
+
+    async def protect(self, branch: str) -> None:
+        """Nobody may push to this branch any more."""
+        fields = {"rule_name": branch, "branch_name": branch, "enable_push": False}
+        await self.alice.client.post(f"/repos/{self.stage.repo}/branch_protections", fields)
+
+    async def new_token(self, person: Person, name: str) -> Secret:
+        """Another token for somebody."""
+        data = {"name": name, "scopes": list(BOT_SCOPES)}
+        async with self._with_password(person) as session, session.post(f"/api/v1/users/{person.login}/tokens", json=data) as reply:
+            return Secret((await reply.json())["sha1"])
+
+    async def revoke(self, person: Person, name: str = "stage") -> None:
+        """Takes a token away."""
+        async with self._with_password(person) as session, session.delete(f"/api/v1/users/{person.login}/tokens/{name}") as reply:
+            assert reply.status == 204, reply.status
+
+    def _with_password(self, person: Person) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(self.stage.url, auth=aiohttp.BasicAuth(person.login, person.password))
+
+    async def rename(self, name: str) -> None:
+        """Another name for the repository; the people go on under the new one."""
+        await self.edit_repo(name=name)
+        self.stage.repo = f"{self.stage.repo.partition('/')[0]}/{name}"
+        self.stage.people = {role: dataclasses.replace(person, repo=self.stage.repo) for role, person in self.stage.people.items()}
+
+    async def stored(self) -> list[tuple[str, bytes]]:
+        """(event type, body) of every delivery that the bot keeps, oldest first."""
+        columns = (deliveries.table.c.event_type, deliveries.table.c.body)
+        statement = sa.select(*columns).order_by(deliveries.table.c.received_ms)
+        return [(row[0], bytes(row[1])) for row in await self.store.read(lambda conn: conn.execute(statement).all())]
+
+    async def send(self, event_type: str, body: bytes, *, secret: str = "") -> tuple[int, str]:
+        """One more delivery of this body under a new UUID, straight to the bot; returns its answer."""
+        key = secret or self.stage.webhook_secret.reveal()
+        headers = {
+            "Content-Type": "application/json",
+            "X-Gitea-Event": event_type,
+            "X-Gitea-Event-Type": event_type,
+            "X-Gitea-Delivery": str(uuid.uuid4()),
+            "X-Gitea-Signature": hmac.new(key.encode(), body, hashlib.sha256).hexdigest(),
+        }
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"http://127.0.0.1:{self.port}/webhook", data=body, headers=headers) as reply,
+        ):
+            return reply.status, (await reply.text()).strip()
 
     # what a person sees
 
@@ -137,7 +265,7 @@ class World:
 
         return await self.store.read(read)
 
-    async def settled(self, issue: int, seconds: float = 30.0):
+    async def settled(self, issue: int, seconds: float = 60.0):
         """Waits for the newest sprint of an issue to be settled and shown; returns it."""
 
         async def over():
@@ -178,24 +306,37 @@ def base_folder() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def make_world(
-    base: Path, *, personality: str = "1.26", start: bool = True, hook: bool = True, **changes: Any
-) -> AsyncIterator[World]:
-    forge = ForgeServer(base / "forge", personality=personality)
-    await forge.start()
-    model = ScriptedModel()
-    await model.start()
-    await forge.create_user("root1", admin=True)
-    token = await forge.create_token("root1", ["all"])
-    stage = await Stage.build(forge.url, Secret(token), files=FILES)
-    world = World(stage, model, base / "state", forge, **changes)
-    try:
+    base: Path,
+    *,
+    kind: type[World] | None = None,
+    personality: str = "1.26",
+    start: bool = True,
+    hook: bool = True,
+    live: bool = False,
+    **changes: Any,
+) -> AsyncIterator[Any]:
+    """The embedded forge, or with `live` the Gitea of GITEA_URL: there `forge` is None, every name is unique, and all of it is removed at the end."""
+    async with contextlib.AsyncExitStack() as ends:
+        forge = None
+        if not live:
+            forge = ForgeServer(base / "forge", personality=personality)
+            await forge.start()
+            ends.push_async_callback(forge.stop)
+            await forge.create_user("root1", admin=True)
+        url = forge.url if forge else LIVE_URL
+        token = await forge.create_token("root1", ["all"]) if forge else LIVE_TOKEN
+        model = ScriptedModel()
+        await model.start()
+        ends.push_async_callback(model.stop)
+        suffix = f"-{secrets.token_hex(4)}" if live else ""
+        stage = await Stage.build(url, Secret(token), files=FILES, suffix=suffix)
+        ends.push_async_callback(stage.close)
+        if live:
+            ends.push_async_callback(stage.remove)
+        world = (kind or World)(stage, model, base / "state", forge, **changes)
+        ends.push_async_callback(world.stop)
         if hook:
             await stage.hook(f"http://127.0.0.1:{world.port}/webhook")
         if start:
             await world.start()
         yield world
-    finally:
-        await world.stop()
-        await stage.close()
-        await model.stop()
-        await forge.stop()

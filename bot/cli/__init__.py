@@ -30,17 +30,28 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every module here that does not begin with `_`."""
         found = {info.name.replace("_", "-") for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")}
-        return sorted(found | set(super().list_commands(ctx)))
+        return sorted(found | _verbs() | set(super().list_commands(ctx)))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, None where there is none."""
         name = cmd_name.replace("-", "_")
         if name.startswith("_") or not any(info.name == name for info in pkgutil.iter_modules(__path__)):
+            if cmd_name in _verbs():
+                from bot.cli._verb import verb_command
+
+                return verb_command(cmd_name)
             return super().get_command(ctx, cmd_name)
         command = importlib.import_module(f"{__name__}.{name}").command
         if not isinstance(command, click.Command):
             raise TypeError(f"{__name__}.{name} must define `command`, a click.Command; it has {type(command).__name__}")
         return command
+
+
+def _verbs() -> set[str]:
+    """Every file of `commands/` is a verb here too; the files are named, not imported."""
+    import commands
+
+    return {info.name for info in pkgutil.iter_modules(commands.__path__) if not info.name.startswith("_")}
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

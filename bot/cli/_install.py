@@ -47,8 +47,11 @@ def beside(config: Path, name: str) -> Path:
     return config.with_name(name if config.stem == "dispatch" else f"{config.stem}.{name}")
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replaces the file in one step, mode 0600; a crash leaves the old one."""
+def write_private(path: Path, text: str, *, keep_mode: bool = False) -> None:
+    """Replaces the file in one step; a crash leaves the old one. Mode 0600, or that of the old file with `keep_mode`.
+
+    Root leaves the file to whoever owned it: the service may be another user.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -58,6 +61,12 @@ def write_private(path: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
+            if path.exists():
+                old = path.stat()
+                if os.geteuid() == 0:
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                if keep_mode:
+                    os.fchmod(file.fileno(), old.st_mode & 0o777)
             os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:

@@ -112,7 +112,7 @@ async def _renew(flags: Flags) -> None:
             if not await server.check(name):
                 raise UserError(f"{name} is not ready, and nothing was changed")
         if fresh:
-            _install.write_private(flags.config, _install.with_repositories(flags.config, fresh))
+            _install.write_private(flags.config, _install.with_repositories(flags.config, fresh), keep_mode=True)
             _say("ok", f"{flags.config}: added {', '.join(fresh)}")
             loaded = load(flags.config, quiet=True)
         await _equip(server.forge, loaded, replace=False, wait=flags.wait)

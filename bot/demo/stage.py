@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bot.config import Secrets, Settings
 from bot.gitea.aiohttp import GiteaClient
@@ -18,6 +19,7 @@ from bot.redaction import Secret
 
 EVENTS = ("issues", "pull_request", "push", "repository", "status", "workflow_run")
 BOT_SCOPES = ("write:issue", "write:repository", "read:user")
+T = TypeVar("T")
 TRIGGER = "dispatch"
 TRIGGER_COLOR = "#5319e7"
 
@@ -92,37 +94,52 @@ class Stage:
     repo_id: int
     people: dict[str, Person]
     webhook_secret: Secret
+    logins: list[str] = field(default_factory=list)
 
     @classmethod
     async def build(cls, url: str, admin_token: Secret, *, files: Mapping[str, str], suffix: str = "", name: str = "slug") -> Stage:
         """Makes everybody and everything; `suffix` keeps names apart on a server that has other users."""
         admin = GiteaClient(url, admin_token)
         stage = cls(url, admin, f"alice{suffix}/{name}", 0, {}, Secret(secrets.token_hex(24)))
+        try:
+            await stage._make(files, suffix=suffix, name=name)
+        except BaseException:
+            await stage.remove()
+            await stage.close()
+            raise
+        return stage
+
+    async def _make(self, files: Mapping[str, str], *, suffix: str, name: str) -> None:
         for role in ("alice", "bob", "mallory", "timmy"):
             scopes = BOT_SCOPES if role == "timmy" else ("write:issue", "write:repository", "write:user")
-            stage.people[role] = await stage._person(role + suffix, scopes)
-        alice = stage.people["alice"]
-        made = await alice.client.post("/user/repos", {"name": name, "auto_init": False, "default_branch": "main"})
-        stage.repo_id = int(made["id"])
+            self.people[role] = await self._person(role + suffix, scopes)
+        alice = self.people["alice"]
+        await _whole(self._repository(name))
         for path, text in files.items():
             content = base64.b64encode(text.encode()).decode()
             data = {"content": content, "message": f"Add {path}", "branch": "main", "new_branch": "main"}
             await alice.client.post(f"/repos/{{owner}}/{{repo}}/contents/{path}", data, owner=alice.login, repo=name)
-        await stage._collaborator("timmy", "admin")
-        await stage._collaborator("bob", "write")
-        await stage.labels()
-        return stage
+        await self._collaborator("timmy", "admin")
+        await self._collaborator("bob", "write")
+        await self.labels()
 
     async def _person(self, login: str, scopes: Sequence[str]) -> Person:
         password = secrets.token_hex(12)
-        made = await self.admin.post(
-            "/admin/users",
-            {"username": login, "password": password, "email": f"{login}@example.org", "must_change_password": False},
-        )
+        user_id = await _whole(self._account(login, password))
         basic = base64.b64encode(f"{login}:{password}".encode()).decode()
         token = await _basic_post(self.url, f"/users/{login}/tokens", basic, {"name": "stage", "scopes": list(scopes)})
         secret = Secret(str(token["sha1"]))
-        return Person(login, int(made["id"]), password, secret, GiteaClient(self.url, secret), self.repo)
+        return Person(login, user_id, password, secret, GiteaClient(self.url, secret), self.repo)
+
+    async def _account(self, login: str, password: str) -> int:
+        data = {"username": login, "password": password, "email": f"{login}@example.org", "must_change_password": False}
+        made = await self.admin.post("/admin/users", data)
+        self.logins.append(login)
+        return int(made["id"])
+
+    async def _repository(self, name: str) -> None:
+        data = {"name": name, "auto_init": False, "default_branch": "main"}
+        self.repo_id = int((await self.people["alice"].client.post("/user/repos", data))["id"])
 
     async def _collaborator(self, role: str, permission: str) -> None:
         owner, _, repo = self.repo.partition("/")
@@ -171,16 +188,27 @@ class Stage:
         """Deletes the repository and everybody; returns what could not be deleted."""
         left = []
         owner, _, repo = self.repo.partition("/")
-        try:
-            await self.people["alice"].client.delete("/repos/{owner}/{repo}", owner=owner, repo=repo)
-        except ForgeError as error:
-            left.append(f"{self.repo}: {error}")
-        for person in self.people.values():
+        if self.repo_id:
             try:
-                await self.admin.delete("/admin/users/{login}", login=person.login)
+                await self.people["alice"].client.delete("/repos/{owner}/{repo}", owner=owner, repo=repo)
             except ForgeError as error:
-                left.append(f"{person.login}: {error}")
+                left.append(f"{self.repo}: {error}")
+        for login in self.logins:
+            try:
+                await self.admin.delete("/admin/users/{login}", login=login)
+            except ForgeError as error:
+                left.append(f"{login}: {error}")
         return left
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Carried to its end even where we are cancelled meanwhile: what was made must be known, to be removed."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def _basic_post(url: str, path: str, basic: str, data: object) -> dict[str, Any]:

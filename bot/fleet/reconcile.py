@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -64,6 +65,7 @@ class Reconciler:
         self._now_ms = now_ms
         self.polling = False
         self.why_polling = ""
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """A round at once, then on the timer of the mode; until cancelled."""
@@ -73,7 +75,10 @@ class Reconciler:
                 if self._is_leader():
                     await self.round()
                 timing = self._settings.reconcile
-                await asyncio.sleep(timing.poll_seconds if self.polling else timing.every_seconds)
+                # Polling begins at once, not after the long wait of the other mode.
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), timing.poll_seconds if self.polling else timing.every_seconds)
         finally:
             proof.cancel()
 
@@ -87,6 +92,7 @@ class Reconciler:
                 why = "" if self._last_delivery_ms() >= started else "no test delivery came within 10 s"
             if why != self.why_polling:
                 self.polling, self.why_polling = bool(why), why
+                self._changed.set()
                 if why:
                     log.warning("reconcile.polling", why=why, every_seconds=self._settings.reconcile.poll_seconds)
                 else:

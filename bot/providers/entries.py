@@ -256,13 +256,13 @@ def url_fault(url: str) -> str:
 
 
 def _key_from_file(path: Path, faults: list[str]) -> Secret:
-    """The first line of a file that only its owner may read; never through a symbolic link."""
+    """The content of a file that only its owner may read; never through a symbolic link."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         faults.append(f"key_file {path} cannot be read: {error.strerror}")
         return Secret("")
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             faults.append(f"key_file {path} is not a regular file")
@@ -270,7 +270,9 @@ def _key_from_file(path: Path, faults: list[str]) -> Secret:
         if found.st_mode & 0o077:
             faults.append(f"key_file {path} may be read by others: chmod 600 it")
             return Secret("")
-        text = file.read(_KEY_BYTES).decode("utf-8", "replace").strip()
+        text = os.read(descriptor, _KEY_BYTES).decode("utf-8", "replace").strip()
+    finally:
+        os.close(descriptor)
     if not text:
         faults.append(f"key_file {path} is empty")
     return Secret(text)

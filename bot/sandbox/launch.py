@@ -18,7 +18,7 @@ from bot.sandbox.contract import Bind, CommandResult, SandboxUnavailable
 from bot.sandbox.kill import Namespace, mark
 from bot.sandbox.limits import PRLIMIT, Watcher, rlimits
 from bot.sandbox.process import Child, PipeReader, memory_file, pipe
-from bot.sandbox.run import NUL_IN_COMMAND, Running, finish
+from bot.sandbox.run import Running, finish, unusable
 
 BWRAP = "/usr/bin/bwrap"
 START_SECONDS = 15.0
@@ -158,8 +158,9 @@ class Bubblewrap:
         watch: bool = True,
     ) -> CommandResult:
         """See `Sandbox.run`."""
-        if "\0" in command:
-            return NUL_IN_COMMAND
+        refused = unusable(command)
+        if refused is not None:
+            return refused
         running = await self._start(command, workspace, binds, stdin)
         self._running.add(running.kill)
         try:
@@ -186,8 +187,8 @@ class Bubblewrap:
             shell = _HANDSHAKE if stdin is not None else _HANDSHAKE_NO_INPUT
             inner = ["/bin/sh", "-c", shell, "sh", *limits, "--", "/bin/bash", "--noprofile", "--norc", "-c", command]
             start = self._open(workspace, binds, info=info_write)
-            out_read, out_write = pipe()
-            in_read, in_write = pipe()
+            out_read, out_write = pipe(self.owner)
+            in_read, in_write = pipe(self.owner)
             child = Child(
                 [mark(), "--args", str(start.arguments), "--", *inner],
                 executable=self._bwrap,

@@ -16,7 +16,7 @@ from bot.sandbox.contract import Bind, CommandResult, SandboxUnavailable
 from bot.sandbox.kill import mark
 from bot.sandbox.limits import Watcher, rlimits
 from bot.sandbox.process import Child, PipeReader, pipe
-from bot.sandbox.run import NUL_IN_COMMAND, Running, finish
+from bot.sandbox.run import Running, finish, unusable
 
 KILL_SECONDS = 2.0
 _SUPERVISOR = Path(__file__).with_name("_supervisor.py")
@@ -33,7 +33,8 @@ class Plain:
         self._running: set[Callable[[], None]] = set()
         self._watchers: dict[Path, Watcher] = {}
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        self._home = Path(tempfile.mkdtemp(prefix="unsandboxed-", dir=state_dir))
+        _drop_homes_of_the_dead(state_dir)
+        self._home = Path(tempfile.mkdtemp(prefix=f"unsandboxed-{os.getpid()}-", dir=state_dir))
         config = self._home / "gitconfig"
         config.write_text(_GITCONFIG)
         config.chmod(0o644)
@@ -70,8 +71,9 @@ class Plain:
         watch: bool = True,
     ) -> CommandResult:
         """See `Sandbox.run`."""
-        if "\0" in command:
-            return NUL_IN_COMMAND
+        refused = unusable(command)
+        if refused is not None:
+            return refused
         running = self._start(command, workspace, stdin)
         self._running.add(running.kill)
         try:
@@ -87,10 +89,11 @@ class Plain:
         await asyncio.to_thread(shutil.rmtree, self._home, ignore_errors=True)
 
     def _start(self, command: str, workspace: Path, stdin: bytes | None) -> Running:
-        out_read, out_write = pipe()
+        out_read, out_write = pipe(self.owner)
         control_read, control_write = pipe()
-        in_read, in_write = pipe() if stdin is not None else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
-        limits = [f"{name}={value}" for name, value in rlimits(self._settings).items()]
+        in_read, in_write = pipe(self.owner) if stdin is not None else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
+        # the count is per user here: for an operator's own account it would include his desktop
+        limits = [f"{name}={value}" for name, value in rlimits(self._settings).items() if name != "nproc" or self.owner is not None]
         uid = "-" if self.owner is None else str(self.owner)
         argv = [mark(), uid, str(workspace), str(control_read), *limits, "--", "/bin/bash", "--noprofile", "--norc", "-c", command]
         try:
@@ -125,3 +128,10 @@ class Plain:
                 child.reap()
 
         return Running(child, PipeReader(out_read, lambda _: None), kill, stdin_fd=in_write, stdin=stdin or b"")
+
+
+def _drop_homes_of_the_dead(state_dir: Path) -> None:
+    for home in state_dir.glob("unsandboxed-*"):
+        pid = home.name.split("-")[1]
+        if not pid.isdigit() or not (Path("/proc") / pid).exists():
+            shutil.rmtree(home, ignore_errors=True)

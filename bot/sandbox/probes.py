@@ -273,9 +273,9 @@ async def _kernel(sandbox: Bubblewrap, _: SandboxSettings, workspace: Path) -> s
 
 
 async def _bounds(sandbox: Bubblewrap, settings: SandboxSettings, workspace: Path) -> str:
-    forks = await _inside(
-        sandbox, workspace, f"for i in $(seq {settings.processes + 200}); do sleep 20 & done 2>/dev/null; set -- /proc/[0-9]*; echo pids $#"
-    )
+    # dash gives up at the first refused fork, where bash would wait and retry for 15 s; counting uses builtins only
+    burst = f"i=0; while [ $i -lt {settings.processes + 200} ]; do sleep 20 & i=$((i+1)); done"
+    forks = await _inside(sandbox, workspace, f"/bin/sh -c '{burst}' 2>/dev/null; set -- /proc/[0-9]*; echo pids $#")
     counted = [int(line.split()[1]) for line in forks.splitlines() if line.startswith("pids ")]
     if counted and counted[-1] > settings.processes + 4:
         raise _Fault(f"{counted[-1]} processes ran, {settings.processes} are allowed")
@@ -301,16 +301,17 @@ async def _death(_: Bubblewrap, settings: SandboxSettings, workspace: Path) -> s
             "-P",
             "-m",
             _MODULE,
-            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+            env={"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         if child.stdin is None or child.stdout is None:
-            raise _Fault("the helper has no pipes")
+            raise _Fault("the stand-in service has no pipes")
         child.stdin.write(order.encode() + b"\n")
         await child.stdin.drain()
-        await child.stdout.readline()
+        if not await child.stdout.readline():
+            raise _Fault("the stand-in service did not start")
         await asyncio.sleep(delay)
         child.send_signal(signal.SIGKILL)
         await child.wait()

@@ -158,7 +158,12 @@ class Child:
             group=user,
             extra_groups=[] if user is not None else None,
         )
-        self._pidfd = os.pidfd_open(self._popen.pid)
+        try:
+            self._pidfd = os.pidfd_open(self._popen.pid)
+        except OSError:
+            self.kill()
+            self._popen.wait()
+            raise
         self._loop.add_reader(self._pidfd, self._reap)
 
     @property
@@ -204,9 +209,15 @@ class Child:
         return code
 
 
-def pipe() -> tuple[int, int]:
-    """A pipe (read end, write end) that no child inherits by accident."""
-    return os.pipe2(os.O_CLOEXEC)
+def pipe(owner: int | None = None) -> tuple[int, int]:
+    """A pipe (read end, write end) that no child inherits by accident.
+
+    It belongs to `owner`, who can then open it again by name: `/dev/stdin` and `/dev/stderr` of a process with a dropped uid.
+    """
+    ends = os.pipe2(os.O_CLOEXEC)
+    if owner is not None:
+        os.fchown(ends[0], owner, owner)
+    return ends
 
 
 def memory_file(name: str, content: bytes) -> int:

@@ -11,7 +11,21 @@ from bot.sandbox.contract import CommandResult
 from bot.sandbox.limits import KEPT_OUTPUT, Watcher
 from bot.sandbox.process import Child, Output, PipeReader, PipeWriter
 
-NUL_IN_COMMAND = CommandResult(126, "the command holds a NUL character; nothing was run", timed_out=False, omitted_bytes=0, killed="")
+MAX_COMMAND = 131_000
+
+
+def unusable(command: str) -> CommandResult | None:
+    """The answer to a command the kernel could not take as one argument, or None where it can: the model's mistake, not a broken sandbox."""
+    why = ""
+    if "\0" in command:
+        why = "the command holds a NUL character"
+    else:
+        try:
+            if len(command.encode()) > MAX_COMMAND:
+                why = f"the command is longer than {MAX_COMMAND} bytes: write it to a file first"
+        except UnicodeEncodeError:
+            why = "the command is not valid Unicode"
+    return CommandResult(126, f"{why}; nothing was run", timed_out=False, omitted_bytes=0, killed="") if why else None
 
 
 @dataclass(slots=True)

@@ -524,6 +524,11 @@ def open_prs(conn: Connection) -> dict[int, int]:
     return {row[0]: int(row[1]) for row in conn.execute(statement)}
 
 
+def pull_of_another(conn: Connection, repo_id: int, number: int, besides: str) -> bool:
+    """Whether an earlier sprint opened this pull request."""
+    return conn.execute(sa.select(c.id).where(c.repo_id == repo_id, c.pr == number, c.id != besides).limit(1)).first() is not None
+
+
 def open_pulls_of(conn: Connection, repo_id: int) -> list[int]:
     """Numbers of our open pull requests in one repository."""
     statement = sa.select(c.pr).where(c.repo_id == repo_id, c.pr > 0, c.pr_state == "open").distinct().order_by(c.pr)

@@ -79,6 +79,17 @@ def calls_of_attempt(conn: Connection, sprint_id: str, attempt: int) -> list[Sto
     return [StoredToolCall(*row) for row in conn.execute(statement)]
 
 
+def journal(conn: Connection, sprint_id: str) -> list[Any]:
+    """Every tool call that has ended, of all attempts, in order, as people read it: rows of attempt, n, i, tool, arguments, result."""
+    columns = tool_calls.c
+    statement = (
+        sa.select(columns.attempt, columns.n, columns.i, columns.tool, columns.arguments, columns.result)
+        .where(columns.sprint_id == sprint_id, columns.result.is_not(None))
+        .order_by(columns.attempt, columns.n, columns.i)
+    )
+    return list(conn.execute(statement))
+
+
 def _usage(
     tokens_in: int | None,
     tokens_out: int | None,

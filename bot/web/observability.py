@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
@@ -104,20 +104,6 @@ def observability_app(
     app.router.add_get("/readyz", readyz)
     app.on_cleanup.append(close)
     return app
-
-
-async def watch_lag(
-    told: Callable[[float], None],
-    *,
-    clock: Callable[[], float],
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    every: float = 1.0,
-) -> None:
-    """Tells, until cancelled, how many seconds late each timer fires; `clock` is monotonic seconds."""
-    while True:
-        due = clock() + every
-        await sleep(every)
-        told(max(0.0, clock() - due))
 
 
 def _ready(*, ready: bool, why: str, health: Health | None) -> web.Response:

@@ -70,9 +70,9 @@ case "$1" in
 esac
 """
 _PERMANENT = (
-    (Refusal.PROTECTED, r"Not allowed to push to protected branch|is protected from|is not allowed to push to branch|protected branch"),
+    (Refusal.PROTECTED, r"Not allowed to push to protected branch|is protected from|is not allowed to push to branch"),
     (Refusal.PERMISSION, r"User permission denied for writing"),
-    (Refusal.ARCHIVED, r"archived"),
+    (Refusal.ARCHIVED, r"(?m)^remote: .*\barchived\b"),
     (Refusal.AUTH, r"Authentication failed|could not read (Username|Password)|returned error: 401"),
     (Refusal.MOVED, r"returned error: 30[0-9]|unable to update url base from redirection"),
     (Refusal.NOT_FOUND, r"returned error: 404|repository '.*' not found|Repository not found"),
@@ -114,10 +114,12 @@ def branch_ref(branch: str) -> str:
 def classify(stderr: str) -> GitRefused | GitUnavailable:
     """What git's words mean: a refusal for good, or something that may pass."""
     text = _tidy(stderr)
+    # an address may hold any word, so it is no evidence
+    evidence = re.sub(r"'?https?://[^\s']*'?", "'URL'", stderr)
     for kind, pattern in _PERMANENT:
-        if re.search(pattern, stderr):
+        if re.search(pattern, evidence):
             return GitRefused(kind, text)
-    if _PASSING.search(stderr):
+    if _PASSING.search(evidence):
         return GitUnavailable(text)
     return GitRefused(Refusal.OTHER, text)
 

@@ -231,8 +231,7 @@ class Workspaces:
         finally:
             os.close(pack)
         if taken.code:
-            for leftover in (bare / "objects" / "pack").glob("tmp_*"):
-                leftover.unlink(missing_ok=True)
+            await asyncio.to_thread(_drop_leftovers, bare)
             raise TreeRefused(f"the exported pack is refused: {taken.err.strip()[-500:] or f'git ended with {taken.code}'}")
         kind = await self._git.run(bare, "cat-file", "-t", tree)
         if kind.code or kind.out.strip() != b"tree":
@@ -400,14 +399,14 @@ class Workspaces:
 
     async def _make_bare(self, sprint_id: str, *, object_format: str) -> Path:
         bare = self._make_folder(sprint_id) / "repo.git"
-        if not (bare / "HEAD").is_file():
-            bare.mkdir(mode=0o700, exist_ok=True)
-            share = "--shared=0600"
-            if self._uid is not None:
-                os.chown(bare, -1, self._uid, follow_symlinks=False)
-                bare.chmod(0o2750)
-                share = "--shared=0640"
-            await self._git.ok(bare, "init", "-q", "--bare", "--template=", share, f"--object-format={object_format}")
+        bare.mkdir(mode=0o700, exist_ok=True)
+        share = "--shared=0600"
+        if self._uid is not None:
+            os.chown(bare, -1, self._uid, follow_symlinks=False)
+            bare.chmod(0o2750)
+            share = "--shared=0640"
+        await asyncio.to_thread(_drop_leftovers, bare)
+        await self._git.ok(bare, "init", "-q", "--bare", "--template=", share, f"--object-format={object_format}")
         return bare
 
     async def _heads(self, repo: str, branches: Sequence[str]) -> dict[str, str]:
@@ -483,6 +482,13 @@ class Workspaces:
 
 def _format(object_id: str) -> str:
     return "sha256" if len(object_id) == 64 else "sha1"  # noqa: PLR2004  hex digits
+
+
+def _drop_leftovers(bare: Path) -> None:
+    """What a git killed in the middle leaves: locks would refuse the next fetch for ever. One process works on a sprint at a time, so none is in use."""
+    for pattern in ("*.lock", "tmp_*"):
+        for leftover in bare.rglob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def _take_place(scratch: Path, final: Path) -> None:

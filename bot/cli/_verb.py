@@ -1,0 +1,154 @@
+"""Every verb of `commands/` on the command line, straight on the store, so that it works while the forge is down."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from bot.chatops import Command, Invocation
+    from bot.config import Loaded
+    from bot.models import Ask, IssueRef, Verdict
+    from bot.store import Store
+
+FAILED = 1
+
+
+def verb_command(verb: str) -> click.Command:
+    """The click command of one verb; its help is that of the chat command."""
+    plugin = _commands()[verb]
+
+    def call(config: Path, issue: str, words: tuple[str, ...]) -> int:
+        return _run(verb, config, issue, words)
+
+    text = f"{plugin.summary}.\n\nThe same as `{plugin.usage}` in a comment, as an operator, for OWNER/REPO#NUMBER."
+    command = click.Command(
+        verb,
+        params=[click.Argument(["issue"], metavar="OWNER/REPO#N"), click.Argument(["words"], nargs=-1, metavar="[OPTIONS AND WORDS]...")],
+        callback=click.pass_obj(call),
+        help=text,
+        short_help=plugin.summary,
+        context_settings={"ignore_unknown_options": True},
+    )
+    command.params.sort(key=lambda param: param.name != "issue")
+    return command
+
+
+def _commands() -> dict[str, Command]:
+    import commands as package
+    from bot.chatops import Command as CommandType
+    from bot.discovery import discover
+
+    return dict(discover(package, CommandType))
+
+
+def _run(verb: str, config: Path, issue: str, words: tuple[str, ...]) -> int:
+    from bot import chatops, replies
+    from bot.cli._load import load
+    from bot.models import IssueRef, UserError
+    from bot.redaction import terminal
+    from bot.store import Store
+    from bot.verdict import NEEDS_NO_ISSUE
+
+    ref = IssueRef.parse(issue)
+    found = next(iter(chatops.parse(" ".join([chatops.NAMESPACE, verb, *words]), {verb})), None)
+    if found is None or isinstance(found, chatops.ParseError):
+        raise UserError(found.problem if found is not None else "this cannot be read as a command")
+    loaded = load(config, quiet=True)
+    store = Store(loaded.settings.database_url())
+    if store.path is not None and not store.path.exists():
+        raise UserError(f"there is no state in {loaded.settings.state_dir}: start the service once (`timmy-dispatch serve`)")
+    store.open()
+    try:
+        ask = _ask(store, ref, verb, found)
+        if verb in NEEDS_NO_ISSUE:
+            verdict = _on_store(store, loaded, ask)
+        else:
+            import asyncio
+
+            verdict = asyncio.run(_with_forge(store, loaded, ask))
+    finally:
+        store.close()
+    if verdict.reply.name:
+        text = replies.render(verdict.reply, key=ask.key).partition("<!--")[0].strip()
+        click.echo(terminal(text))
+    elif verdict.reason:
+        click.echo(verdict.reason)
+    return 0 if verdict.result == "ok" else FAILED
+
+
+def _ask(store: Store, ref: IssueRef, verb: str, found: Invocation) -> Ask:
+    from bot import chatops
+    from bot.models import Actor, Ask, RepoId, Source, UserError
+    from bot.repositories import known_repositories
+
+    known = store.read_sync(known_repositories)
+    repo_id = next((key for key, names in known.items() if ref.full_name.casefold() in (name.casefold() for name in names)), None)
+    if repo_id is None:
+        served = ", ".join(sorted({names[1] for names in known.values()})) or "none yet"
+        raise UserError(f"{ref.full_name} is not a repository this service has seen; it serves: {served}")
+    return Ask(
+        key=chatops.terminal_key(secrets.token_hex(8)),
+        repo_id=RepoId(repo_id),
+        issue=ref,
+        actor=Actor.terminal(),
+        source=Source.COMMAND,
+        verb=verb,
+        asked_ms=time.time_ns() // 1_000_000,
+        args=found.args,
+        options=found.options,
+        instructions=found.instructions,
+        text=found.text,
+    )
+
+
+def _on_store(store: Store, loaded: Loaded, ask: Ask) -> Verdict:
+    """One transaction, no forge."""
+    from bot.verdict import write_without_forge
+
+    now_ms = time.time_ns() // 1_000_000
+    return store.write_sync(lambda conn: write_without_forge(conn, ask, settings=loaded.settings, commands=_commands(), now_ms=now_ms))
+
+
+async def _with_forge(store: Store, loaded: Loaded, ask: Ask) -> Verdict:
+    """What needs the issue as it is now: run and retry."""
+    from bot.decide import AskAgain, Decider
+    from bot.failpoints import Failpoints
+    from bot.gitea.aiohttp import GiteaClient
+    from bot.gitea.forge import Forge
+    from bot.models import UserError
+    from bot.repositories import Repositories
+
+    settings = loaded.settings
+    async with GiteaClient(settings.forge.url, loaded.secrets.forge_token, ca_file=settings.forge.ca_file) as client:
+        forge = Forge(client)
+        repositories = Repositories(store, forge, settings)
+        await repositories.load()
+        decider = Decider(
+            store,
+            forge,
+            settings=settings,
+            repositories=repositories,
+            commands=_commands(),
+            kick_queue=_nothing,
+            kick_projector=_nothing,
+            observe=lambda _event: None,
+            count=lambda _verb, _result: None,
+            failpoint=Failpoints(),
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        try:
+            verdict = await decider.decide(ask)
+        except AskAgain as error:
+            raise UserError(f"the forge does not answer, nothing was started: {error}") from error
+    if verdict is None:
+        raise UserError(f"{ask.issue.full_name} is not in the configuration any more")
+    return verdict
+
+
+def _nothing() -> None:
+    """The service sees new rows at its next tick."""

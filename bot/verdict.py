@@ -1,0 +1,105 @@
+"""The one transaction that decides: intent, decision, sprint and answer are written together, once, whoever asked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sqlalchemy.engine import Connection
+
+from bot import chatops
+from bot.chatops import Command, Context
+from bot.config import RepositorySettings, Settings
+from bot.models import Ask, Permission, Reaction, Reply, SprintId, UserError, Verdict
+from bot.store import intents, outbox
+from bot.store.issue_queue import IssueQueue
+
+NEEDS_NO_ISSUE = frozenset({"cancel", "status", "queue", "help"})
+REFUSED_AGAIN_MS = 3_600_000
+
+
+def write(
+    conn: Connection, ask: Ask, repository: RepositorySettings, prepared: Verdict | Context, settings: Settings, now_ms: int
+) -> Verdict | None:
+    """Decides `ask` if nobody did; None where its intent is known. `prepared` is a verdict that stands already, or what the command needs."""
+    if not intents.claim(conn, ask.key, now_ms):
+        return None
+    if isinstance(prepared, Verdict):
+        verdict = prepared
+    elif _too_many(conn, ask, settings, now_ms):
+        verdict = Verdict("rate_limited", "too many commands", _rate_limited(ask, settings))
+    else:
+        queue = IssueQueue(
+            conn=conn,
+            ask=ask,
+            limits=settings.limits.limits(),
+            base_branch=repository.base_branch,
+            fresh_id=SprintId(secrets.token_hex(6)),
+            now_ms=now_ms,
+        )
+        verdict = chatops.decide(replace(prepared, queue=queue, now_ms=now_ms))
+    reply = _once(conn, ask, verdict, now_ms)
+    intents.answer(conn, ask, result=verdict.result, reason=verdict.reason, sprint_id=verdict.sprint_id, now_ms=now_ms)
+    if not ask.actor.is_terminal and (reply.name or (reply.reaction and ask.comment_id)):
+        outbox.show(
+            conn,
+            key=outbox.reply_key(ask.key),
+            repo_id=ask.repo_id,
+            repo=ask.issue.full_name,
+            issue=ask.issue.number,
+            comment_id=ask.comment_id,
+            reply=reply,
+            now_ms=now_ms,
+        )
+    return verdict
+
+
+def write_without_forge(conn: Connection, ask: Ask, *, settings: Settings, commands: Mapping[str, Command], now_ms: int) -> Verdict:
+    """A verb of the terminal that needs no word of the forge."""
+    repository = settings.repository(ask.issue.full_name)
+    if repository is None:
+        raise UserError(f"{ask.issue.full_name} is not in the configuration")
+    queue = IssueQueue(
+        conn=conn, ask=ask, limits=settings.limits.limits(), base_branch=repository.base_branch, fresh_id=SprintId(""), now_ms=now_ms
+    )
+    context = Context(
+        ask=ask,
+        facts=None,
+        permission=Permission.OPERATOR,
+        queue=queue,
+        settings=settings,
+        repository=repository,
+        now_ms=now_ms,
+        commands=commands,
+    )
+    verdict = write(conn, ask, repository, context, settings, now_ms)
+    return verdict if verdict is not None else Verdict("error", "this was decided before", Reply())
+
+
+def _once(conn: Connection, ask: Ask, verdict: Verdict, now_ms: int) -> Reply:
+    """A refusal is said once an hour to the same person for the same thing; after that the reaction says it."""
+    if verdict.result != "denied" or not verdict.reply.name:
+        return verdict.reply
+    again = intents.refused_before(
+        conn,
+        repo_id=ask.repo_id,
+        issue=ask.issue.number,
+        actor_id=ask.actor.id,
+        kind=ask.verb or "unreadable",
+        reason=verdict.reason,
+        since_ms=now_ms - REFUSED_AGAIN_MS,
+    )
+    return Reply(reaction=verdict.reply.reaction) if again else verdict.reply
+
+
+def _too_many(conn: Connection, ask: Ask, settings: Settings, now_ms: int) -> bool:
+    if ask.actor.is_terminal or not ask.comment_id:
+        return False
+    since = now_ms - settings.commands_window_minutes * 60_000
+    return intents.asked_by(conn, ask.actor.id, ask.repo_id, ask.issue.number, since) >= settings.commands_per_person
+
+
+def _rate_limited(ask: Ask, settings: Settings) -> Reply:
+    data = {"login": ask.actor.login, "limit": settings.commands_per_person, "minutes": settings.commands_window_minutes}
+    return Reply("rate_limited", data, Reaction.CONFUSED)
