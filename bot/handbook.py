@@ -13,6 +13,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from bot.models import TRANSITIONS, SprintState
 from bot.settings import Settings, record
 
 WIDTH = 110
@@ -131,3 +132,10 @@ def _default(info: FieldInfo) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def state_diagram() -> str:
+    """The life of a sprint as a Mermaid diagram, from `bot.models.TRANSITIONS`; ARCHITECTURE.md holds it, a test compares."""
+    rows = ["```mermaid", "stateDiagram-v2", "  [*] --> queued"]
+    rows += [f"  {state} --> {after}" for state, afters in TRANSITIONS.items() for after in SprintState if after in afters]
+    return "\n".join([*rows, "  settled --> [*]", "```"]) + "\n"

@@ -124,6 +124,7 @@ class Inbox:
         event = Event.from_stored(row.event_type, row.body, delivery=row.delivery)
         if event.repo_id is not None and event.full_name:
             await self._repositories.renamed(event.repo_id, event.full_name)
+            self._repositories.told(event.repo_id, event.data.get("repository"))
         again: list[str] = []
         errors: list[str] = []
         give_up = self._now_ms() - row.received_ms > deliveries.NOT_YET_MS

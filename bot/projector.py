@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -138,9 +139,13 @@ class Projector:
             body = self._scrub(replies.render(reply, key=entry.key))
             self._failpoint("projector.rendered")
             made = datetime.fromtimestamp(entry.made_ms / 1000, UTC)
-            comment_id = await self._put_comment(
-                repo, entry.issue, body, known=entry.forge_id, key=entry.key, first=entry.tries == 1, since=made
-            )
+            try:
+                comment_id = await self._put_comment(
+                    repo, entry.issue, body, known=entry.forge_id, key=entry.key, first=entry.tries == 1, since=made
+                )
+            except Archived:
+                await self._react_to_issue(repo, entry)
+                raise
             self._failpoint("projector.sent")
             await self._store.write(lambda conn: outbox.commented(conn, entry.key, comment_id))
             self._failpoint("projector.id_stored")
@@ -166,6 +171,12 @@ class Projector:
                 return
             await self._store.write(lambda conn: outbox.reacted(conn, entry.key, entry.reaction))
 
+    async def _react_to_issue(self, repo: str, entry: outbox.Entry) -> None:
+        """An archived repository takes no comment, but a reaction: the answer to a label is seen all the same."""
+        if entry.reaction and not entry.comment_id:
+            with contextlib.suppress(ForgeError):
+                await self._forge.react_issue(repo, entry.issue, entry.reaction)
+
     async def _show_sprints(self, place: tuple[int, int]) -> None:
         taken = await self._store.write(lambda conn: sprints.show_take(conn, *place, now_ms=self._now_ms(), lease_ms=LEASE_MS))
         newest = await self._store.read(lambda conn: sprints.newest(conn, *place)) if taken else None
@@ -184,7 +195,14 @@ class Projector:
         body = self._scrub(replies.with_marker(text, key))
         self._failpoint("projector.rendered")
         since = datetime.fromtimestamp(view.queued_ms / 1000, UTC)
-        shown_id = await self._put_comment(repo, view.issue.number, body, known=comment_id, key=key, first=first, since=since)
+        try:
+            shown_id: int | None = await self._put_comment(
+                repo, view.issue.number, body, known=comment_id, key=key, first=first, since=since
+            )
+        except Archived as error:
+            # No comment can be written or edited any more, but the label can.
+            log.warning("projector.given_up", key=key, error=str(error))
+            shown_id = comment_id
         self._failpoint("projector.sent")
         if shown_id != comment_id:
             await self._store.write(lambda conn: sprints.commented(conn, view.id, shown_id))

@@ -18,6 +18,7 @@ log = structlog.get_logger()
 
 FACT = "repositories"
 RECORD_SECONDS = 60.0
+DECIDING = ("archived", "empty", "default_branch")
 
 
 def known_repositories(conn: Connection) -> dict[int, tuple[str, str]]:
@@ -106,6 +107,12 @@ class Repositories:
         await self._save()
         await self._store.write(lambda conn: sprints.renamed(conn, repo_id, full_name))
         log.info("repositories.renamed", repo_id=repo_id, full_name=full_name)
+
+    def told(self, repo_id: int, record: object) -> None:
+        """A payload's repository: where ours says otherwise about what decides, it is asked for anew."""
+        known = self._records.get(repo_id)
+        if known is not None and isinstance(record, Mapping) and any(record.get(key) != known[1].get(key) for key in DECIDING):
+            del self._records[repo_id]
 
     async def resolve(self, repo_id: int) -> str:
         """Asks the forge for the address of an id, after a redirect or a 404; raises ForgeError."""

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,8 @@ class Service:
         self._lease(node_id)
         dead = self.lease.take()
         self._closers.append(self._leave)
+        # A second of imports at the first model call would hold up every acknowledgement and the lease's beat.
+        await asyncio.to_thread(import_module, "openai")
         me = await self._me()
         self._build_rooms(me)
         self._closers.append(self.chain.aclose)

@@ -61,6 +61,8 @@ MAX_CONTEXT_COMMENTS = 20
 CONFIG_BYTES = 65_536
 AGENTS_BYTES = 20_000
 CHECK_OUTPUT = 4_000
+LEAST_FREE_BYTES = 512 * 1024 * 1024
+DISK_RETRY_MS = 60_000
 NEXT: Json = {"go": "next"}
 GONE: Json = {"go": "gone"}
 
@@ -188,6 +190,19 @@ class SprintStages:
         if self._halting:
             await self._park()
         try:
+            end = await self._end_of_stage(name, sprint_id, k, body)
+        finally:
+            if asyncio.current_task() not in self._parked:
+                self._stages_in_flight -= 1
+        if end["go"] != "gone":
+            seconds = time.monotonic() - started
+            kit.observe(SprintEvent(EventKind.STAGE_ENDED, SprintId(sprint_id), kit.now_ms(), {"stage": name, "seconds": seconds}))
+        if end["go"] == "next" and name in ("prepare", "vet"):
+            kit.failpoint(f"{name}.done")
+        return end
+
+    async def _end_of_stage(self, name: str, sprint_id: str, k: int, body: Callable[[SprintView, int], Any]) -> Json:
+        try:
             await self._held()
             view = await self._claim(sprint_id, k)
             if view is None:
@@ -195,35 +210,37 @@ class SprintStages:
             await body(view, k)
         except Stopped as stopped:
             return stopped.end
-        except Fenced as error:
-            log.warning("sprint.fenced", sprint=sprint_id, stage=name, error=str(error))
-            return GONE
-        except GitUnavailable as error:
-            return await self._later(sprint_id, f"git: {error}")
-        except (ForgeError, TimeoutError, ConnectionError) as error:
-            if is_transient(error) or isinstance(error, Unauthorized | Moved):
-                if isinstance(error, Moved):
-                    await self._resolve(sprint_id)
-                return await self._later(sprint_id, str(error))
-            reason = FailureReason.PR if name == "publish" else FailureReason.CLONE
-            return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), reason).end
-        except GitRefused as error:
-            return await self._git_refused(sprint_id, name, error)
-        except TreeRefused as error:
-            return end_with(OutcomeKind.REFUSED, kit.scrub(str(error)), "policy").end
-        except SandboxUnavailable as error:
-            return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), FailureReason.SANDBOX).end
         except Exception as error:
-            log.exception("sprint.failed", sprint=sprint_id, stage=name)
-            return end_with(OutcomeKind.FAILED, kit.scrub(f"{type(error).__name__}: {error}"), FailureReason.INTERNAL).end
-        finally:
-            if asyncio.current_task() not in self._parked:
-                self._stages_in_flight -= 1
-        seconds = time.monotonic() - started
-        kit.observe(SprintEvent(EventKind.STAGE_ENDED, SprintId(sprint_id), kit.now_ms(), {"stage": name, "seconds": seconds}))
-        if name in ("prepare", "vet"):
-            kit.failpoint(f"{name}.done")
+            return await self._end_by_error(name, sprint_id, error)
         return NEXT
+
+    async def _end_by_error(self, name: str, sprint_id: str, error: Exception) -> Json:
+        """What an error of a step means for its sprint: later, refused, or failed with its reason."""
+        kit = self.kit
+        match error:
+            case Fenced():
+                log.warning("sprint.fenced", sprint=sprint_id, stage=name, error=str(error))
+                return GONE
+            case GitUnavailable():
+                return await self._later(sprint_id, f"git: {error}")
+            case GitRefused():
+                return await self._git_refused(sprint_id, name, error)
+            case Moved():
+                await self._resolve(sprint_id)
+                return await self._later(sprint_id, str(error))
+            case Unauthorized():
+                return await self._later(sprint_id, str(error))
+            case ForgeError() | TimeoutError() | ConnectionError():
+                if is_transient(error):
+                    return await self._later(sprint_id, str(error))
+                reason = FailureReason.PR if name == "publish" else FailureReason.CLONE
+                return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), reason).end
+            case TreeRefused():
+                return end_with(OutcomeKind.REFUSED, kit.scrub(str(error)), "policy").end
+            case SandboxUnavailable():
+                return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), FailureReason.SANDBOX).end
+        log.error("sprint.failed", sprint=sprint_id, stage=name, exc_info=error)
+        return end_with(OutcomeKind.FAILED, kit.scrub(f"{type(error).__name__}: {error}"), FailureReason.INTERNAL).end
 
     async def _git_refused(self, sprint_id: str, stage: str, error: GitRefused) -> Json:
         """A revoked token or a new address may be mended, a head that moved is looked at again; the rest is final."""
@@ -340,6 +357,8 @@ class SprintStages:
                     {"source": view.source, "waited_seconds": waited, "agent": kit.settings.engine},
                 )
             )
+        if kit.workspaces.disk_free() < LEAST_FREE_BYTES:
+            raise requeue(WaitingReason.REQUEUED, "the disk is nearly full", not_before_ms=kit.now_ms() + DISK_RETRY_MS)
         refusal = kit.sandbox_refusal()
         if refusal:
             raise end_with(OutcomeKind.FAILED, refusal, FailureReason.SANDBOX)

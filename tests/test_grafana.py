@@ -167,7 +167,6 @@ BREAKS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("alert", "old", "new"), BREAKS, ids=[f"{row[0]}-{index}" for index, row in enumerate(BREAKS)])
 def test_a_broken_rule_turns_its_test_red(tmp_path, alert, old, new):
     promtool = binary("promtool")
@@ -179,9 +178,11 @@ def test_a_broken_rule_turns_its_test_red(tmp_path, alert, old, new):
     assert old in body
     path.write_text(head + found + body.replace(old, new) + following + tail)
     held = next(each for each in RULE_TESTS if f'alertname="{alert}"' in each.read_text())
-    done = subprocess.run(
-        [promtool, "test", "rules", str(tmp_path / "alerts" / "tests" / held.name)], capture_output=True, text=True, timeout=60
-    )
+    test = yaml.safe_load(held.read_text())
+    test["tests"] = [case for case in test["tests"] if alert in case["promql_expr_test"][0]["expr"]]
+    only = tmp_path / "alerts" / "tests" / "only.yml"
+    only.write_text(yaml.safe_dump(test))
+    done = subprocess.run([promtool, "test", "rules", str(only)], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert alert in done.stdout + done.stderr
 

@@ -250,6 +250,8 @@ async def test_an_archived_repository_is_refused(world: World):
     [entry] = await until(refused)
     assert entry.reason == "archived"
     await world.shown(issue)
+    found = await world.alice.client.getitem(f"/repos/{world.stage.repo}/issues/{issue}/reactions")
+    assert {item["content"] for item in found or ()} == {"confused"}
     assert await world.sprint(issue) is None
     await world.edit_repo(archived=False)
     await world.alice.unlabel(issue, "dispatch")

@@ -108,6 +108,7 @@ class Shell:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            process._transport.close()
         return CommandResult(process.returncode, output.decode(), timed_out=False, omitted_bytes=0, killed="")
 
 
@@ -229,7 +230,7 @@ async def test_mends_the_demo_repository(world):
 POINTS = [
     (f"{side}{name}", number)
     for name, count in (("reserve", 6), ("reply", 6), ("tool_started", 6), ("tool_ended", 6))
-    for number in range(1, count + 1)
+    for number in (1, count // 2 + 1, count)
     for side in ("-", "")
 ]
 
@@ -249,9 +250,8 @@ async def test_power_cut_anywhere(world, point):
     assert len(lost) == (point[0] in ("reserve", "-reply"))
     assert all(world.memory.rows[n]["usage"].tokens > 0 for n in lost)
     assert replies == sorted(replies)
-    ran = world.shell.commands.count("sh test.sh") - 1
-    # A call whose row was written, and whose process then died, is not run again: the model is told and decides itself.
-    assert ran in (1, 2)
+    # A call that was cut is not run again by the loop; whoever asks anew is the model, and that is another row.
+    assert len(world.shell.commands) - 1 <= sum(row["tool"] == "run_command" for row in world.memory.calls.values())
     for n, i in world.memory.calls:
         assert world.memory.calls[n, i]["result"] is not None
 
@@ -268,11 +268,11 @@ async def test_an_interrupted_call_is_not_run_again(world):
 
 @pytest.mark.parametrize(
     ("limits", "limit"),
-    [({"steps": 4}, "steps"), ({"tokens": 4000}, "tokens"), ({"usd": 0.004}, "usd"), ({"seconds": 1.5}, "seconds")],
+    [({"steps": 4}, "steps"), ({"tokens": 4000}, "tokens"), ({"usd": 0.004}, "usd"), ({"seconds": 3}, "seconds")],
 )
 async def test_limits(world, limits, limit):
     if limit == "seconds":
-        world.model.latency = 0.2
+        world.model.latency = 0.05
     result = await world.run("endless", **limits)
     assert (result.end, result.limit) == (AgentEnd.LIMIT, limit)
     spent = await world.memory.spent()
@@ -396,8 +396,9 @@ async def test_results_are_redacted_and_capped(world):
 async def test_a_long_conversation_is_compacted(model, tmp_path):
     world = World(model, tmp_path / "work", context_window=6000, max_output_tokens=500)
     (world.root / "big.txt").write_text("line of text\n" * 250)
-    result = await world.run(f"attack({json.dumps([f'cat big.txt # {n}' for n in range(14)])})")
-    assert result.end is AgentEnd.FINISHED
+    result = await world.run(f"attack({json.dumps(['cat big.txt; date +%N'] * 30)})", steps=20)
+    assert (result.end, result.limit) == (AgentEnd.LIMIT, "steps")
+    assert "What you did in them" in world.sent()[1]["content"]
     sizes = [len(json.dumps(request.body["messages"])) for request in model.requests]
     assert max(sizes) < 6000 * 3
     await world.chain.aclose()

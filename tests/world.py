@@ -201,7 +201,7 @@ class World:
             assert reply.status == 204, reply.status
 
     def _with_password(self, person: Person) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(self.stage.url, auth=aiohttp.BasicAuth(person.login, person.password))
+        return aiohttp.ClientSession(self.stage.url, headers={"Authorization": aiohttp.encode_basic_auth(person.login, person.password)})
 
     async def rename(self, name: str) -> None:
         """Another name for the repository; the people go on under the new one."""

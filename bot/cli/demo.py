@@ -63,6 +63,8 @@ def command(
         raise click.UsageError("--keep-cast is for --gitea")
     if bool(model_url) != bool(model) or (model_key_file and not model_url):
         raise click.UsageError("--model-url and --model belong together, --model-key-file goes with them")
+    # Said before what takes a second to import.
+    click.echo(f"starting the bot{f' beside {gitea}' if gitea else ', an embedded forge'}{'' if model_url else ' and a scripted model'}")
     from rich.console import Console
 
     from bot.cli._process import harden
@@ -87,7 +89,10 @@ def command(
     console = Console(highlight=False)
     screen = Screen(console, live=console.is_terminal and not verbose)
     with state_folder(keep) as folder, _log(folder, verbose=verbose) as log:
-        return asyncio.run(_play(plan, folder, screen, log, once=once))
+        code = asyncio.run(_play(plan, folder, screen, log, once=once))
+        if keep:
+            screen.say(f"kept: {folder}")
+        return code
 
 
 def _address(option: str, text: str | None) -> str:
@@ -124,7 +129,10 @@ class _Signals:
         self._task = asyncio.current_task()
         self.asked = False
         self.leaving = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        for number in numbers:
             asyncio.get_running_loop().add_signal_handler(number, self._come)
 
     def _come(self) -> None:

@@ -180,7 +180,7 @@ async def _visit(stack: contextlib.AsyncExitStack, plan: Plan, screen: Screen) -
     """A cast of its own on a running server, removed at the end unless it is to stay."""
     token = plan.admin_token or Secret("")
     async with GiteaClient(plan.gitea, token, jitter=_impatient) as client:
-        await _knock(client, plan.gitea)
+        await knock(client, plan.gitea)
     try:
         stage = await Stage.build(plan.gitea, token, files=FILES, suffix=f"-{secrets.token_hex(3)}")
     except Forbidden as error:
@@ -197,7 +197,7 @@ def _impatient() -> float:
     return 0.1
 
 
-async def _knock(client: GiteaClient, url: str) -> None:
+async def knock(client: GiteaClient, url: str) -> None:
     """Raises UserError where this is no Gitea, or the token is not an administrator's."""
     try:
         version = await client.getitem("/version")

@@ -179,14 +179,15 @@ class Bubblewrap:
         return self._watchers.setdefault(workspace, Watcher(workspace, self._settings))
 
     async def _start(self, command: str, workspace: Path, binds: Sequence[Bind], stdin: bytes | None) -> Running:
-        info_read, info_write = pipe()
+        # a file, not a pipe: with nobody left to read, a pipe would end the outer bwrap between its fork and the moment its child may go on or die
+        info = memory_file("info", b"")
         start: _Start | None = None
         out_read = out_write = in_read = in_write = -1
         try:
             limits = [f"--{name}={value}" for name, value in rlimits(self._settings).items()]
             shell = _HANDSHAKE if stdin is not None else _HANDSHAKE_NO_INPUT
             inner = ["/bin/sh", "-c", shell, "sh", *limits, "--", "/bin/bash", "--noprofile", "--norc", "-c", command]
-            start = self._open(workspace, binds, info=info_write)
+            start = self._open(workspace, binds, info=info)
             out_read, out_write = pipe(self.owner)
             in_read, in_write = pipe(self.owner)
             child = Child(
@@ -198,47 +199,49 @@ class Bubblewrap:
                 stderr=out_write,
                 umask=0o022,
                 user=self.owner,
-                pass_fds=(*start.handed, info_write),
+                pass_fds=(*start.handed, info),
             )
         except (OSError, ValueError) as error:
-            for fd in (info_read, out_read, in_write):
+            for fd in (info, out_read, in_write):
                 if fd >= 0:
                     os.close(fd)
             raise SandboxUnavailable(
                 f"the sandbox cannot be started: {error}", "Check limits on processes and open files of the service."
             ) from error
         finally:
-            for fd in (info_write, out_write, in_read, *(start.handed if start else ())):
+            for fd in (out_write, in_read, *(start.handed if start else ())):
                 if fd >= 0:
                     os.close(fd)
-        return await self._handshake(child, info_read=info_read, out_read=out_read, in_write=in_write, stdin=stdin)
+        return await self._handshake(child, info=info, out_read=out_read, in_write=in_write, stdin=stdin)
 
-    async def _handshake(self, child: Child, *, info_read: int, out_read: int, in_write: int, stdin: bytes | None) -> Running:
+    async def _handshake(self, child: Child, *, info: int, out_read: int, in_write: int, stdin: bytes | None) -> Running:
         """Waits for "up" from inside, then lets the command go; on any other end everything started is dead."""
-        info, heard = bytearray(), bytearray()
+        heard = bytearray()
         up = asyncio.Event()
         namespace: list[Namespace] = []
+        descriptors = [info]
 
-        def told(data: bytes) -> None:
-            info.extend(data)
-            if not namespace and b"}" in info:
+        def hold() -> None:
+            """Takes hold of the namespace's PID 1, once; its number is written before it may go on to anything."""
+            for fd in descriptors:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    namespace.append(Namespace(int(json.loads(info)["child-pid"])))
+                    namespace.append(Namespace(int(json.loads(os.pread(fd, 4096, 0))["child-pid"])))
+                os.close(fd)
+            descriptors.clear()
 
         def hear(data: bytes) -> None:
             heard.extend(data)
             if bytes(heard) == _UP or b"\n" + _UP in heard:
                 up.set()
 
-        info_pipe = PipeReader(info_read, told)
         out_pipe = PipeReader(out_read, hear)
 
         def kill() -> None:
             child.kill()
-            info_pipe.close()
+            child.reap()
+            hold()
             for one in namespace:
                 one.kill()
-            child.reap()
 
         ready = asyncio.ensure_future(up.wait())
         gone = asyncio.ensure_future(child.ended.wait())
@@ -247,6 +250,7 @@ class Bubblewrap:
             if not up.is_set():
                 out_pipe.close()
                 raise SandboxUnavailable(_why(heard, child), remedy(heard.decode("utf-8", "replace")))
+            hold()
             try:
                 os.write(in_write, b"go\n")
             except OSError as error:

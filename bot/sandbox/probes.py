@@ -155,7 +155,7 @@ async def _secrets(sandbox: Bubblewrap, _: SandboxSettings, workspace: Path) -> 
     """
     try:
         output = await _inside(sandbox, workspace, script)
-        holders = await _inside(sandbox, workspace, "ls /proc/$$/fd | wc -l")
+        holders = await _inside(sandbox, workspace, "set -- /proc/$$/fd/*; echo $#")
     finally:
         os.environ.pop("TIMMY_PROBE_CANARY", None)
         os.close(read)
@@ -168,7 +168,7 @@ async def _secrets(sandbox: Bubblewrap, _: SandboxSettings, workspace: Path) -> 
         raise _Fault("/proc/1/environ is not empty inside")
     if "done" not in output:
         raise _Fault(f"the probe did not finish: {output[-200:]}")
-    if int(holders or 0) > 4:  # noqa: PLR2004  stdin, stdout, stderr and the one `ls` or the shell opens
+    if int(holders or 0) > 4:  # noqa: PLR2004  stdin, stdout, stderr and the folder the shell lists
         raise _Fault(f"a command inside holds {holders.strip()} open descriptors")
     return "canaries in environment, file and open descriptor not found inside"
 
