@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos._queue import queue_worker_thread
 from dbos._serialization import DefaultSerializer
 from sqlalchemy.engine import Connection, make_url
 
@@ -23,6 +25,7 @@ VERSION = "sprint-1"
 MAX_RECOVERIES = 20
 PRUNE_BATCH = 500
 OWN_THREADS = 16
+WORKER_END_SECONDS = 10.0
 
 
 class Stages(Protocol):
@@ -46,6 +49,27 @@ class UnsafePayload(Exception):
     """A row of the engine is marked as pickle; it is never decoded."""
 
 
+class _Wakeable(threading.Event):
+    """The stop event of the queue's worker; its wait between two polls ends also when it is kicked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._woken = threading.Event()
+
+    def set(self) -> None:
+        super().set()
+        self._woken.set()
+
+    def kick(self) -> None:
+        self._woken.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True when it is to stop."""
+        self._woken.wait(timeout)
+        self._woken.clear()
+        return self.is_set()
+
+
 class Engine:
     """DBOS in this process. One at a time; `launch` on the event loop's own thread, after the lease is written, before anything listens."""
 
@@ -58,6 +82,8 @@ class Engine:
         self._fast = fast_shutdown
         self._scheduled: dict[str, tuple[str, Scheduled]] = {}
         self._client: DBOSClient | None = None
+        self._wake = _Wakeable()
+        self._worker: threading.Thread | None = None
         self._table = "workflow_status" if make_url(url).get_backend_name() == "sqlite" else "dbos.workflow_status"
 
     def schedule(self, name: str, cron: str, fn: Scheduled) -> None:
@@ -83,12 +109,17 @@ class Engine:
         }
         if self._fast:
             config["notification_listener_polling_interval_sec"] = 0.05
-        DBOS(config=config)
+        dbos = DBOS(config=config)
         self._register()
+        # The library's own worker can only be polled, and looks for new queues once a second; the one below is the same loop, and can be woken.
+        DBOS.listen_queues([])
         DBOS.launch()
         await DBOS.set_latest_application_version_async(VERSION)
         _own_default_executor()
         await DBOS.register_queue_async(QUEUE, worker_concurrency=self._slots, polling_interval_sec=self._poll, on_conflict="always_update")
+        queue = await DBOS.retrieve_queue_async(QUEUE)
+        self._worker = threading.Thread(target=queue_worker_thread, args=(self._wake, dbos, queue), name="queue-sprints", daemon=True)
+        self._worker.start()
         self._client = DBOSClient(system_database_url=self._url, application_name=NAME, serializer=DBOSPortableJSONSerializer(), lazy=True)
         if self._scheduled:
             await DBOS.apply_schedules_async(
@@ -150,6 +181,10 @@ class Engine:
             k,
         )
 
+    def kick(self) -> None:
+        """Something was put into the queue and committed: a free slot looks now, not at its next poll."""
+        self._wake.kick()
+
     async def cancel(self, sprint_id: str, k: int) -> None:
         """DBOS's own cancel: the last resort for a stuck row; nothing of the workflow runs afterwards, the orphan sweep settles."""
         await DBOS.cancel_workflow_async(workflow_id(sprint_id, k))
@@ -172,13 +207,13 @@ class Engine:
         )
         return {row[0]: row[1] for row in conn.execute(statement, {"ids": list(ids)})}
 
-    def foreign(self, conn: Connection) -> list[str]:
-        """Ids of live workflows of another version of the sprint's steps."""
+    def foreign(self, conn: Connection) -> list[tuple[str, str]]:
+        """(id, version) of live workflows of another version of the sprint's steps."""
         sql = (
-            f"SELECT workflow_uuid FROM {self._table} WHERE status IN ('PENDING', 'ENQUEUED') "
+            f"SELECT workflow_uuid, application_version FROM {self._table} WHERE status IN ('PENDING', 'ENQUEUED') "
             "AND application_version <> :v AND workflow_uuid LIKE 'sprint:%'"
         )
-        return [row[0] for row in conn.execute(sa.text(sql), {"v": VERSION})]
+        return [(row[0], row[1]) for row in conn.execute(sa.text(sql), {"v": VERSION})]
 
     async def prune(self, before: Mapping[str, datetime]) -> int:
         """Deletes terminal workflows completed before a moment, per id prefix (`sprint:`, `sched-`)."""
@@ -204,6 +239,10 @@ class Engine:
         if self._client is not None:
             self._client.destroy()
             self._client = None
+        if self._worker is not None:
+            self._wake.set()
+            await asyncio.to_thread(self._worker.join, WORKER_END_SECONDS)
+            self._worker = None
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
         _own_default_executor()
 

@@ -21,8 +21,6 @@ log = structlog.get_logger()
 SHOWN_PLACES = 5
 FAR_PLACES = 50
 FAR_SECONDS = 600.0
-SWEEP_SECONDS = 5.0
-ORPHAN_MS = 30_000
 AGE_SECONDS = 60.0
 DAY_MS = 86_400_000
 HELD = (WaitingReason.PAUSED, WaitingReason.BUDGET, WaitingReason.OPEN_PRS)
@@ -81,11 +79,10 @@ class Leader:
     async def round(self) -> None:
         """One look at the queue and at what is due of the sweeps."""
         while await self._store.write(self._admit):
-            pass
+            self._engine.kick()
         if self._due("age", AGE_SECONDS):
-            wait_ms = self._settings.queue.ageing_minutes * 60_000
-            await self._store.write(lambda conn: sprints.age(conn, wait_ms=wait_ms, now_ms=self._now_ms()))
-        if self._due("sweep", SWEEP_SECONDS):
+            await self._store.write(self._age)
+        if self._due("sweep", self._settings.timing.beat_seconds):
             await self._sweep()
         await self._show_places()
 
@@ -96,7 +93,13 @@ class Leader:
         self._last[name] = now
         return True
 
+    def _age(self, conn: Connection) -> None:
+        if self._store.lead(conn, "ageing"):
+            sprints.age(conn, wait_ms=self._settings.queue.ageing_minutes * 60_000, now_ms=self._now_ms())
+
     def _admit(self, conn: Connection) -> bool:
+        if not self._store.lead(conn, "admission"):
+            return False
         now = self._now_ms()
         heads = [admission.Head(*row[:6]) for row in sprints.heads(conn, now)]
         if not heads:
@@ -136,7 +139,7 @@ class Leader:
         for repo_id in before - held.keys():
             sprints.release(conn, repo_id, HELD, now)
         for repo_id, answer in held.items():
-            sprints.hold(conn, repo_id, answer.reason, answer.note)
+            sprints.hold(conn, answer.head.id, repo_id, answer.reason, answer.note, now_ms=now)
         self._held = set(held)
 
     def _wait(self, conn: Connection, answer: admission.Wait, now: int) -> None:
@@ -179,7 +182,7 @@ class Leader:
 
     async def _sweep(self) -> None:
         settled = await self._store.write(self._sweep_orphans)
-        foreign = await self._store.read(self._engine.foreign)
+        foreign = await self._store.read(self._foreign)
         for workflow in foreign:
             await self._requeue_foreign(workflow)
         if settled:
@@ -187,10 +190,20 @@ class Leader:
         if settled or foreign:
             self._kick_projector()
 
+    def _foreign(self, conn: Connection) -> list[str]:
+        """Workflows of a version that no live process runs any more: an upgrade that rolls over the fleet leaves the others alone."""
+        found = self._engine.foreign(conn)
+        if not found:
+            return []
+        alive = {worker.app_version for worker in workers.live(conn, int(self._settings.timing.lease_seconds * 1000))}
+        return [workflow for workflow, version in found if version not in alive]
+
     def _sweep_orphans(self, conn: Connection) -> list[str]:
         """A sprint in flight whose workflow is gone or ended would block its issue for ever: it is settled here (engine.md, "Orphan sweep")."""
+        if not self._store.lead(conn, "sweep"):
+            return []
         now = self._now_ms()
-        candidates = sprints.untouched(conn, before_ms=now - ORPHAN_MS)
+        candidates = sprints.untouched(conn, before_ms=now - int(self._settings.timing.lease_seconds * 1000))
         statuses = self._engine.statuses(conn, [workflow_id(sprint, k) for sprint, k, _, _ in candidates])
         settled = []
         for sprint, k, stop, _ in candidates:

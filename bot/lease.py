@@ -7,7 +7,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sqlalchemy.engine import Connection
@@ -17,6 +17,7 @@ from bot.store import Store, sprints, workers
 
 MAX_SLOTS = 64
 HELD_POLL = 0.2
+STOP_SECONDS = 3.0
 
 
 class Fenced(DispatchError):
@@ -95,8 +96,7 @@ class Lease:
                 capacity=self._capacity,
             )
             dead = workers.holder_of_slot(conn, self.node_id, self.slot, self.executor_id)
-            for executor in dead:
-                workers.reap(conn, executor)
+            _reap(conn, dead)
             return dead
 
         dead = self._store.write_sync(enter)
@@ -135,7 +135,7 @@ class Lease:
         """Ends the beat thread."""
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=self._timeout)
+            self._thread.join(timeout=min(self._timeout, STOP_SECONDS))
 
     def _run(self) -> None:
         while not self._stop.wait(self._beat):
@@ -147,7 +147,8 @@ class Lease:
             if not alive:
                 self._on_reaped()
                 return
-            if started - self._last > self._timeout:
+            if started - self._last > self._timeout - 2 * self._beat:
+                # The others may have been kept from beating as long as we were; they get one timeout before any of them counts as dead.
                 self._good_since = started
             self._last = started
             try:
@@ -165,12 +166,22 @@ class Lease:
         self._try_lead()
         if not self.leader:
             return
-        dead = self._free_slots()
+        dead = self._free_slots() | set(self.left_behind())
         if _boottime() - self._good_since >= self._timeout:
             dead |= self._stale()
-        if dead:
-            self._store.write_sync(lambda conn: workers.reap_all(conn, dead))
+        if dead and self._store.write_sync(lambda conn: self._store.lead(conn, "reaper") and _reap(conn, dead)):
             self._on_dead(sorted(dead))
+
+    def left_behind(self) -> list[str]:
+        """Executors that own work and have no lease any more, because they left politely or were reaped: proof enough, at once."""
+
+        def read(conn: Connection) -> set[str]:
+            return workers.without_lease(conn, self._owning(conn) - {self.executor_id})
+
+        return sorted(self._store.read_sync(read))
+
+    def _owning(self, conn: Connection) -> set[str]:
+        return set(self._pending_owners(conn)) | set(sprints.owners(conn))
 
     def _free_slots(self) -> set[str]:
         rows = self._store.read_sync(workers.every)
@@ -186,10 +197,17 @@ class Lease:
     def _stale(self) -> set[str]:
         def read(conn: Connection) -> set[str]:
             live = {worker.executor_id for worker in workers.live(conn, self.timeout_ms)}
-            owning = set(self._pending_owners(conn)) | set(sprints.owners(conn))
-            return owning - live - {self.executor_id}
+            return self._owning(conn) - live - {self.executor_id}
 
         return self._store.read_sync(read)
+
+
+def _reap(conn: Connection, executors: Iterable[str]) -> bool:
+    """Declares executors dead; whose lease stood until now has crashed, and so have its sprints."""
+    for executor in executors:
+        if workers.reap(conn, executor):
+            sprints.count_crash(conn, executor)
+    return True
 
 
 def _boottime() -> float:

@@ -595,7 +595,8 @@ class Service:
         self.webhook_port = await self._serve(build(self.intake.receive), settings.webhook.listen)
 
     async def _serve(self, app: web.Application, address: str) -> int:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        # Where a body was refused half-way, or a client only waits, the connection is not kept for the library's long defaults.
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, lingering_time=1.0, keepalive_timeout=75.0)
         await runner.setup()
         self._runners.append(runner)
         host, port = split_listen(address)

@@ -242,7 +242,14 @@ def test_stalled_and_the_page_agree_by_promtool(tmp_path):
                     _promtool_case(
                         snapshot,
                         expr,
-                        [{"labels": 'dispatch:queue_oldest:age_seconds{job="timmy-dispatch"}', "value": snapshot.age(snapshot.oldest_runnable_ms)}] if stall else [],
+                        [
+                            {
+                                "labels": 'dispatch:queue_oldest:age_seconds{job="timmy-dispatch"}',
+                                "value": snapshot.age(snapshot.oldest_runnable_ms),
+                            }
+                        ]
+                        if stall
+                        else [],
                     )
                 )
     (tmp_path / "test.yml").write_text(yaml.safe_dump({"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases}))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from world import FORGES, World, make_world, until
+from world import FORGES, LIVE, World, make_world, until
 
 from bot.config import Secrets
 from bot.demo.stage import EVENTS
@@ -421,3 +422,99 @@ async def test_a_revoked_token_waits_and_goes_on_with_the_new_one(world: World):
     sprint = await world.settled(issue)
     assert sprint.outcome == "pull_request", sprint
     assert len(await world.by_bot(issue)) == 1
+
+
+async def conversation(world: World) -> None:
+    """A bit of everything that the bot asks a forge."""
+    alice = world.alice
+    first = await issue_with(world)
+    await alice.label(first, "dispatch")
+    await world.settled(first)
+    comment = await alice.comment(first, "/dispatch retry\n\nand a word more")
+    await until(lambda: has(world, comment, "rocket"))
+    await world.settled(first)
+    for text in ("/dispatch help", "/dispatch queue", "/dispatch status"):
+        await answered(world, alice, first, text)
+    typo = await alice.comment(first, "/dispatch cancle")
+    await until(lambda: has(world, typo, "confused"))
+    [pull] = await world.pulls()
+    elsewhere = await alice.comment(pull["number"], "/dispatch status")
+    await until(lambda: has(world, elsewhere, "confused"))
+    await alice.merge(pull["number"])
+    await until(lambda: _fate(world, first, "merged"))
+    second = await world.web_issue(world.mallory, "mine", BODY.format(script="slow(30)"), "dispatch")
+    await until(lambda: world.by_bot(second))
+    edited = await world.mallory.comment(second, "please")
+    await alice.edit_comment(edited, "please\n\n/dispatch run")
+    await until(lambda: len(world.model.requests) and has(world, edited, "rocket"))
+    await alice.comment(second, "/dispatch cancel")
+    await world.settled(second)
+    await world.rename("other-name")
+    third = await world.alice.open_issue("third", BODY.format(script="no_change"))
+    await world.alice.comment(third, "/dispatch")
+    await world.settled(third)
+    fourth = await world.alice.open_issue("fourth", BODY.format(script="slow(1)"))
+    await world.alice.label(fourth, "dispatch")
+    await until(lambda: _state(world, fourth, "working"))
+    await world.rename("yet-another")
+    await world.settled(fourth)
+    await world.stop()
+    await world.alice.label(third, "dispatch")
+    await world.start()
+    await until(lambda: _asked(world, third, 2))
+    await world.settled(third)
+    fifth = await world.alice.open_issue("fifth", BODY.format(script="slow(30)"))
+    await world.alice.comment(fifth, "/dispatch")
+    await until(lambda: _state(world, fifth, "working"))
+    await world.alice.edit_issue(fifth, title="the fifth", state="closed")
+    await world.settled(fifth)
+    await world.edit_repo(archived=True)
+    await world.alice.label(second, "bug")
+    await world.alice.unlabel(second, "dispatch")
+    await world.alice.label(second, "dispatch")
+
+    async def refused():
+        return any(entry.reason == "archived" for entry in await world.trail(second))
+
+    await until(refused)
+    await world.shown(second)
+    await world.edit_repo(archived=False)
+
+
+async def _fate(world: World, issue: int, state: str) -> bool:
+    return (await world.sprint(issue)).pr_state == state
+
+
+async def _state(world: World, issue: int, state: str) -> bool:
+    view = await world.sprint(issue)
+    return view is not None and view.state == state
+
+
+async def _asked(world: World, issue: int, sprints_wanted: int) -> bool:
+    return await sprint_count(world, issue) == sprints_wanted
+
+
+def differences(embedded: set[Any], real: set[Any]) -> dict[str, list[Any]]:
+    return {"only embedded": sorted(embedded - real, key=str), "only real": sorted(real - embedded, key=str)}
+
+
+@pytest.mark.parametrize("live", [pytest.param(True, marks=LIVE, id="live")])
+@pytest.mark.timeout(400)
+async def test_both_forges_answer_and_deliver_alike(live: bool, base: Path):
+    seen: list[World] = []
+    for real in (False, live):
+        folder = base / ("real" if real else "embedded")
+        folder.mkdir(mode=0o711)
+        async with make_world(folder, live=real, **LATE) as world:
+            await world.alice.forge.ensure_label(world.stage.repo, "bug", color="#ff0000")
+            await conversation(world)
+            seen.append(world)
+    embedded, real = seen
+    found = {
+        "requests": differences(embedded.requests, real.requests),
+        "deliveries": differences(set(embedded.heard), set(real.heard)),
+        "headers": differences(embedded.reply_headers, real.reply_headers),
+        "replies": differences(embedded.reply_shapes, real.reply_shapes),
+        "payloads": differences(embedded.payload_shapes, real.payload_shapes),
+    }
+    assert not any(entry for both in found.values() for entry in both.values()), json.dumps(found, indent=1)

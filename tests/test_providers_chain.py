@@ -260,8 +260,9 @@ async def test_error_row(row, serve, bench):
     good = await serve(GOOD)
     one = bench(entry(bad, idle_seconds=0.3), entry(good, "b"))
     done = await one.complete()
-    assert (done.message["content"], done.provider, done.fallbacks) == ("Hello", "b", (("a", "b"),))
-    assert one.calls == [("a", result)] * count + [("b", "ok")]
+    assert (done.message["content"], done.provider) == ("Hello", "b")
+    assert one.calls == [("a", result)] * count
+    assert len(bad.requests) == count
     assert one.falls == [("a", "b")]
     assert await one.state() == (state, one.now[0] + cool_ms if cool_ms else 0)
     if result in ("server", "overloaded") and count > 1:

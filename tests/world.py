@@ -62,31 +62,50 @@ async def until(what: Callable[[], Any], seconds: float = 45.0, every: float = 0
         await asyncio.sleep(every)
 
 
-class Recorded(Service):
-    """The service, with every request to the forge and every delivery noted down."""
+def shape(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(path, kind) of everything in a JSON value; lists are one path, null says nothing."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from shape(item, f"{path}.{key}")
+            yield f"{path}.{key}", "key"
+    elif isinstance(value, list):
+        for item in value:
+            yield from shape(item, f"{path}[]")
+    elif value is not None:
+        yield path, type(value).__name__
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.requests: set[tuple[str, str, int | str]] = set()
-        self.heard: list[tuple[str, str, str]] = []
+
+class Recorded(Service):
+    """The service, with every request to the forge, its reply and every delivery noted in `notes`."""
+
+    notes: World
 
     def _build_forge(self) -> None:
         super()._build_forge()
-        tell = self.client._on_request
+        client, notes = self.client, self.notes
+        tell, exchange = client._on_request, client._exchange
 
         def note(route: str, method: str, outcome: int | str, attempt: int, seconds: float) -> None:
-            self.requests.add((method, route, outcome))
+            notes.requests.add((method, route, outcome))
             tell(route, method, outcome, attempt, seconds)
 
-        self.client._on_request = note
+        async def look(method: str, url: str, route: str, data: object, attempt: int) -> Any:
+            reply, headers = await exchange(method, url, route, data, attempt)
+            notes.reply_shapes |= {(f"{method} {route}", *found) for found in shape(reply)}
+            notes.reply_headers |= {(f"{method} {route}", name) for name in headers if name in ("X-Total-Count", "Link", "Content-Type")}
+            return reply, headers
+
+        client._on_request, client._exchange = note, look
 
     def _build_rooms(self, me: Any) -> None:
         super()._build_rooms(me)
-        take = self.intake._take
+        take, notes = self.intake._take, self.notes
 
         async def note(event: Any) -> tuple[int, str, str]:
             answer = await take(event)
-            self.heard.append((event.event_type, event.action or "", answer[1]))
+            what = f"{event.event_type} {event.action or ''}".strip()
+            notes.heard.append((what, answer[1], answer[2]))
+            notes.payload_shapes |= {(what, *found) for found in shape(event.data)}
             return answer
 
         self.intake._take = note
@@ -105,6 +124,9 @@ class World:
         self.service: Recorded | None = None
         self.requests: set[tuple[str, str, int | str]] = set()
         self.heard: list[tuple[str, str, str]] = []
+        self.reply_shapes: set[tuple[str, str, str]] = set()
+        self.reply_headers: set[tuple[str, str]] = set()
+        self.payload_shapes: set[tuple[str, str, str]] = set()
         self.events: list[Any] = []
 
     @property
@@ -144,7 +166,7 @@ class World:
             fast_shutdown=True,
             observers=[self.events.append],
         )
-        self.service.requests, self.service.heard = self.requests, self.heard
+        self.service.notes = self
         await self.service.start()
         return self.service
 

@@ -194,7 +194,7 @@ class _Run:
                 messages, self._schemas, max_tokens=most, deadline=self._job.deadline, prefer=self._prefer, on_text=self._alive
             )
         except ProviderError as error:
-            billed = "unknown" if error.maybe_billed else "unbilled"
+            billed = "maybe billed" if error.maybe_billed else "not billed"
             await trajectory.failed(n, error=f"{billed}: {self._box.scrub(error.text)}")
             self._shorter_or_end(error)
             return None
@@ -230,8 +230,6 @@ class _Run:
 
     def _tell(self, n: int, completion: Completion) -> None:
         usage: Usage = completion.usage
-        for source, target in completion.fallbacks:
-            self._emit(EventKind.FALLBACK, {"from_provider": source, "to_provider": target})
         counts = {"input": usage.input, "output": usage.output, "cached": usage.cached, "usd": usage.usd}
         where = {"step": n, "provider": completion.provider, "model": completion.model}
         self._emit(EventKind.STEP_ENDED, {**where, "result": "ok", "seconds": completion.seconds, **counts})
@@ -306,4 +304,3 @@ class _Run:
         if turns >= HINT_AT and not self._hinted:
             self._history.say(prompt.repeating())
         self._hinted = turns >= HINT_AT
-

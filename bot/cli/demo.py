@@ -150,7 +150,8 @@ class _Signals:
 async def _play(plan: Plan, folder: Path, screen: Screen, log: TextIO, *, once: bool) -> int:
     """Opens the house, tells the story and stays; returns the exit code."""
     from bot.demo.house import open_house
-    from bot.demo.story import Narrator, tell
+    from bot.demo.narrator import Narrator
+    from bot.demo.story import tell
 
     signals = _Signals(screen, f"{folder}" + (f" and the demo's people on {plan.gitea}" if plan.gitea else ""))
     narrator = Narrator(screen)

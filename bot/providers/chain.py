@@ -72,7 +72,7 @@ class DeadlineError(ProviderError):
 class Completion:
     """A complete reply. `message` is the assistant message in plain chat form; `usage` includes an estimate for calls that were cut on the way.
 
-    `fallbacks` are the changes of provider on the way, `(from, to)`; `seconds` is the time of the call that answered.
+    `seconds` is the time of the call that answered.
     """
 
     message: dict[str, Any]
@@ -81,7 +81,6 @@ class Completion:
     provider: str
     model: str
     seconds: float
-    fallbacks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +178,9 @@ class _Means:
 class ProviderChain:
     """`entries` is asked at every call, so that a changed configuration holds from the next one.
 
-    `now_ms` is Unix time; `random` gives 0 to 1; `logins` by name (`nous`). `on_call(provider=, model=, result=, seconds=, usage=)` is told of
-    every request, `result` being ok or an ErrorClass; `on_fallback(from_provider=, to_provider=)` of every change.
+    `now_ms` is Unix time; `random` gives 0 to 1; `logins` by name (`nous`). `on_call(provider=, model=, result=, seconds=)` is told of every call
+    that gave no reply (`result` is an ErrorClass; the others are told by their Completion), `on_fallback(from_provider=, to_provider=)` of every
+    change of entry.
     """
 
     def __init__(
@@ -312,7 +312,6 @@ class _Run:
         self._down: list[str] = []
         self._untils: list[tuple[int, str]] = []
         self._too_small: Entry | None = None
-        self._fallbacks: list[tuple[str, str]] = []
 
     async def complete(self, entries: Sequence[Entry]) -> Completion:
         last: Entry | None = None
@@ -321,7 +320,6 @@ class _Run:
             if not await self._may_call(entry, condition):
                 continue
             if last is not None:
-                self._fallbacks.append((last.provider, entry.provider))
                 self._means.on_fallback(from_provider=last.provider, to_provider=entry.provider)
             last = entry
             try:
@@ -403,7 +401,6 @@ class _Run:
         if left <= 0:
             raise DeadlineError("the time is up", maybe_billed=self._wasted.tokens > 0)
         most = max(SMALLEST_REPLY, min(self._max_tokens, entry.max_output_tokens, entry.context_window - self._sent))
-        told = {"provider": entry.provider, "model": entry.model}
         try:
             reply = await means.requester.request(
                 entry, self._messages, self._tools, key=key, max_tokens=most, seconds=min(entry.call_seconds, left), on_text=self._on_text
@@ -412,13 +409,11 @@ class _Run:
             failure, seconds = error.failure, loop.time() - began
             if failure.started:
                 self._wasted += entry.usage(input_tokens=self._sent, output_tokens=failure.received // 4, source="estimated")
-            means.on_call(**told, result=classify(failure).value, seconds=seconds, usage=Usage())
+            means.on_call(provider=entry.provider, model=entry.model, result=classify(failure).value, seconds=seconds)
             if failure.seen is Seen.TIMEOUT and loop.time() >= self._deadline:
                 raise DeadlineError("the time is up", maybe_billed=True) from None
             return failure, seconds
-        seconds = loop.time() - began
-        means.on_call(**told, result="ok", seconds=seconds, usage=_counted(entry, reply, self._sent))
-        return reply, seconds
+        return reply, loop.time() - began
 
     def _completion(self, entry: Entry, reply: Reply, seconds: float) -> Completion:
         usage = _counted(entry, reply, self._sent)
@@ -429,7 +424,6 @@ class _Run:
             provider=entry.provider,
             model=entry.model,
             seconds=seconds,
-            fallbacks=tuple(self._fallbacks),
         )
 
     def _verdict(self, entries: Sequence[Entry]) -> ProviderError:

@@ -55,12 +55,15 @@ class OpenAIClient:
 
     def __init__(self) -> None:
         self._http: DefaultAsyncHttpxClient | None = None
+        # A new SDK object asks for the platform in a thread at its first call, so one is kept for each entry.
+        self._clients: dict[str, tuple[tuple[str, ...], AsyncOpenAI]] = {}
 
     async def aclose(self) -> None:
         """Closes the connections."""
         if self._http is not None:
             await self._http.aclose()
             self._http = None
+            self._clients.clear()
 
     async def call(
         self,
@@ -143,13 +146,22 @@ class OpenAIClient:
 
         if self._http is None:
             self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=False)
-        timeout = openai.Timeout(entry.idle_seconds, connect=min(CONNECT_SECONDS, entry.idle_seconds))
         headers = {name: value.reveal() for name, value in entry.headers.items()}
+        made_of = (entry.base_url, str(entry.idle_seconds), key.reveal(), *headers, *headers.values())
+        kept = self._clients.get(entry.name)
+        if kept is not None and kept[0] == made_of:
+            return kept[1]
         client = openai.AsyncOpenAI(
-            api_key=key.reveal(), base_url=entry.base_url, max_retries=0, timeout=timeout, default_headers=headers, http_client=self._http
+            api_key=key.reveal(),
+            base_url=entry.base_url,
+            max_retries=0,
+            timeout=openai.Timeout(entry.idle_seconds, connect=min(CONNECT_SECONDS, entry.idle_seconds)),
+            default_headers=headers,
+            http_client=self._http,
         )
         # The SDK takes these from the environment where they are not given.
         client.organization = client.project = None
+        self._clients[entry.name] = (made_of, client)
         return client
 
 

@@ -23,6 +23,10 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 WRITERS = 8
 READERS = 4
+# Connections beyond the pools' threads: a lease is not beaten late because everybody else writes.
+OWN = 1
+CONNECT_SECONDS = 10
+LOCKS = "timmy-dispatch"
 
 # Imported for their tables: whoever creates the schema must know them all.
 CONCERNS = (cursors, deliveries, intents, outbox, providers, sprints, steps, workers)
@@ -44,14 +48,13 @@ class Store:
         self.sqlite = self.url.get_backend_name() == "sqlite"
         install_listener()
         if self.sqlite:
-            self._write_engine = _sqlite_engine(self.url, immediate=True, pool=1)
-            self._read_engine = _sqlite_engine(self.url, immediate=False, pool=READERS)
+            self._write_engine = _sqlite_engine(self.url, immediate=True, pool=1 + OWN)
+            self._read_engine = _sqlite_engine(self.url, immediate=False, pool=READERS + OWN)
         else:
             psycopg = self.url.set(drivername="postgresql+psycopg")
-            self._write_engine = sa.create_engine(
-                psycopg, pool_size=WRITERS, max_overflow=0, pool_pre_ping=True, json_serializer=json.dumps
-            )
-            self._read_engine = sa.create_engine(psycopg, pool_size=READERS, max_overflow=0, pool_pre_ping=True)
+            options: dict[str, Any] = {"max_overflow": 0, "pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
+            self._write_engine = sa.create_engine(psycopg, pool_size=WRITERS + OWN, json_serializer=json.dumps, **options)
+            self._read_engine = sa.create_engine(psycopg, pool_size=READERS + OWN, **options)
         self._writer = ThreadPoolExecutor(1 if self.sqlite else WRITERS, "store-write")
         self._reader = ThreadPoolExecutor(READERS, "store-read")
 
@@ -66,6 +69,9 @@ class Store:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             assert_usable(self.path)
         with self._write_engine.begin() as conn:
+            if not self.sqlite:
+                # Two processes that start at once would both create the tables.
+                conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"{LOCKS}.schema"})
             metadata.create_all(conn)
             version = cursors.get(conn, "schema_version")
             if version is not None and version > SCHEMA_VERSION:
@@ -93,6 +99,16 @@ class Store:
         """`read` on the calling thread."""
         with self._read_engine.connect() as conn:
             return fn(conn)
+
+    def lead(self, conn: Connection, work: str) -> bool:
+        """Whether this transaction may do `work`, which one process of the fleet does at a time.
+
+        On SQLite the file lock of the leader decided that before; on PostgreSQL every state folder has a leader, and this lock decides among them.
+        """
+        if self.sqlite:
+            return True
+        held = conn.execute(sa.text("SELECT pg_try_advisory_xact_lock(hashtext(:name))"), {"name": f"{LOCKS}.{work}"})
+        return bool(held.scalar_one())
 
     def close(self) -> None:
         """Waits for what is under way and gives the connections back."""

@@ -241,6 +241,8 @@ def new(
 
 def cancel(conn: Connection, sprint_id: str, *, by: str, now_ms: int) -> CancelResult:
     """In place while nobody runs it, by flag while somebody does, too late from publishing on; the first that changes a row answers."""
+    if lock(conn, sprint_id) is None:
+        return CancelResult.NOTHING
     values = {"stop": Stop.CANCEL, "stop_by": clean(by), "updated_ms": now_ms, "rev": c.rev + 1, "show_due_ms": 0}
     in_place = (
         table.update()
@@ -260,8 +262,7 @@ def cancel(conn: Connection, sprint_id: str, *, by: str, now_ms: int) -> CancelR
     stoppable = [SprintState.PREPARING, SprintState.WORKING, SprintState.VETTING]
     if conn.execute(table.update().where(c.id == sprint_id, c.state.in_(stoppable)).values(**values)).rowcount:
         return CancelResult.STOPPING
-    row = conn.execute(sa.select(c.state).where(c.id == sprint_id)).first()
-    return CancelResult.NOTHING if row is None else CancelResult.TOO_LATE
+    return CancelResult.TOO_LATE
 
 
 def flag(conn: Connection, sprint_id: str, stop: Stop, *, by: str, now_ms: int) -> bool:
@@ -454,28 +455,18 @@ def wait(conn: Connection, sprint_id: str, reason: WaitingReason, note: str, now
     return conn.execute(statement).rowcount == 1
 
 
-def hold(conn: Connection, repo_id: int, reason: WaitingReason, note: str) -> None:
-    """A policy holds every queued sprint of a repository behind its head (which `wait` names, for its comment)."""
+def hold(conn: Connection, head_id: str, repo_id: int, reason: WaitingReason, note: str, *, now_ms: int) -> None:
+    """A policy holds every ready sprint of a repository behind its ready head (which `wait` names, for its comment)."""
     conn.execute(
         table.update()
         .where(
             c.repo_id == repo_id,
             c.state == SprintState.QUEUED,
-            sa.or_(c.waiting_reason.is_(None), sa.and_(c.waiting_reason != reason, c.not_before_ms == 0)),
-            c.id != _head_of(repo_id),
+            c.not_before_ms <= now_ms,
+            sa.or_(c.waiting_reason.is_(None), c.waiting_reason != reason),
+            c.id != head_id,
         )
         .values(waiting_reason=reason, waiting_note=note)
-    )
-
-
-def _head_of(repo_id: int) -> Any:
-    q = table.alias("q")
-    return (
-        sa.select(q.c.id)
-        .where(q.c.repo_id == repo_id, q.c.state == SprintState.QUEUED)
-        .order_by(q.c.priority, q.c.queued_ms, q.c.id)
-        .limit(1)
-        .scalar_subquery()
     )
 
 
@@ -644,10 +635,15 @@ def renamed(conn: Connection, repo_id: int, full_name: str) -> int:
     return conn.execute(table.update().where(c.repo_id == repo_id, c.repo != full_name).values(repo=full_name)).rowcount
 
 
-def count_crash(conn: Connection, sprint_id: str) -> int:
-    """One more take-over of this sprint; returns how many there were."""
-    statement = table.update().where(c.id == sprint_id).values(crashes=c.crashes + 1).returning(c.crashes)
-    return int(conn.execute(statement).scalar_one())
+def count_crash(conn: Connection, executor_id: str) -> int:
+    """The process that ran them died: one more crash for each of its sprints; returns how many they are."""
+    return conn.execute(table.update().where(c.executor_id == executor_id, c.state.in_(list(RUNNING))).values(crashes=c.crashes + 1)).rowcount
+
+
+def lock(conn: Connection, sprint_id: str) -> SprintState | None:
+    """The state, which stays as it is until this transaction ends (SQLite has one writer anyway); None for an unknown id."""
+    state = conn.execute(sa.select(c.state).where(c.id == sprint_id).with_for_update()).scalar()
+    return None if state is None else SprintState(state)
 
 
 def show_work(conn: Connection, now_ms: int, *, limit: int = 200) -> list[tuple[int, int]]:

@@ -103,9 +103,12 @@ def holder_of_slot(conn: Connection, node_id: str, slot: int, besides: str) -> l
     return list(conn.execute(statement).scalars())
 
 
-def reap(conn: Connection, executor_id: str) -> None:
-    """Declares an executor dead, also one that never wrote a lease."""
+def reap(conn: Connection, executor_id: str) -> bool:
+    """Declares an executor dead, also one without a lease (it left politely); True where it had one that stood until now: it crashed."""
     now = database_now_ms(conn)
+    standing = table.update().where(table.c.executor_id == executor_id, table.c.reaped_ms.is_(None))
+    if conn.execute(standing.values(reaped_ms=now)).rowcount:
+        return True
     statement = insert(conn, table).values(
         executor_id=executor_id,
         node_id="",
@@ -119,13 +122,14 @@ def reap(conn: Connection, executor_id: str) -> None:
         beat_ms=0,
         reaped_ms=now,
     )
-    conn.execute(statement.on_conflict_do_update(index_elements=["executor_id"], set_={"reaped_ms": now}))
+    conn.execute(statement.on_conflict_do_nothing())
+    return False
 
 
-def reap_all(conn: Connection, executors: Iterable[str]) -> None:
-    """Declares several executors dead."""
-    for executor in executors:
-        reap(conn, executor)
+def without_lease(conn: Connection, executors: Iterable[str]) -> set[str]:
+    """Those of `executors` that have no row at all, or one that is reaped: dead for certain, whatever the clocks say."""
+    standing = set(conn.execute(sa.select(table.c.executor_id).where(table.c.reaped_ms.is_(None))).scalars())
+    return set(executors) - standing
 
 
 def forget(conn: Connection, *, before_ms: int) -> None:

@@ -11,7 +11,7 @@ from aiohttp import web
 from sqlalchemy.engine import Connection
 
 from bot.failpoints import Failpoints
-from bot.gitea.errors import BadDelivery, BadSignature, TooLarge, Unsigned
+from bot.gitea.errors import BadDelivery, BadSignature, Malformed, TooLarge, Unsigned
 from bot.gitea.routing import Router
 from bot.gitea.sansio import Event, is_test_push
 from bot.redaction import Secret
@@ -21,7 +21,12 @@ from bot.store import Store, cursors, deliveries
 log = structlog.get_logger()
 
 AT_ONCE = 64
+BUFFERED_BYTES = 128 * 1024 * 1024
 FLUSH_SECONDS = 2.0
+
+
+class _BusyError(Exception):
+    """Too much is being received at once."""
 
 
 class Intake:
@@ -55,7 +60,9 @@ class Intake:
         self._handled = handled
         self._failpoint = failpoint
         self._now_ms = now_ms
+        # Only what has arrived takes a place: whoever sends slowly holds up nobody, and all of them together no more than BUFFERED_BYTES.
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._buffered = 0
         self._written_ms = 0
         self.last_ms = 0
         self.last_test_ms = 0
@@ -64,25 +71,28 @@ class Intake:
         """POST /webhook."""
         started = time.monotonic()
         event_type = "other"
-        async with self._places:
-            try:
-                body = await self._read(request)
+        try:
+            body = await self._read(request)
+            async with self._places:
                 event = Event.from_http(request.headers, body, self._secrets, max_bytes=self._max_bytes)
                 event_type = event.event_type
                 status, result, text = await self._take(event)
-            except BadDelivery as error:
-                status, text = error.status, error.reason
-                result = "bad_signature" if isinstance(error, Unsigned | BadSignature) else "malformed"
-                log.warning("intake.refused", status=status, reason=text, peer=request.remote)
-            except TimeoutError:
-                status, result, text = 408, "malformed", "the body did not arrive in time"
-            except Exception:
-                log.exception("intake.failed")
-                status, result, text = 503, "error", "the delivery could not be stored"
+        except BadDelivery as error:
+            status, text = error.status, error.reason
+            result = "bad_signature" if isinstance(error, Unsigned | BadSignature) else "malformed"
+            log.warning("intake.refused", status=status, reason=text, peer=request.remote)
+        except TimeoutError:
+            status, result, text = 408, "malformed", "the body did not arrive in time"
+        except _BusyError:
+            log.warning("intake.busy", peer=request.remote)
+            status, result, text = 503, "error", "too much is being received at once"
+        except Exception:
+            log.exception("intake.failed")
+            status, result, text = 503, "error", "the delivery could not be stored"
         self._count(event_type, result)
         self._handled(event_type, time.monotonic() - started)
         response = web.Response(status=status, text=text + "\n")
-        if status in (408, 413):
+        if status in (408, 413, 503):
             response.force_close()
         return response
 
@@ -91,12 +101,20 @@ class Intake:
             raise TooLarge(f"the body is larger than {self._max_bytes} bytes")
         parts: list[bytes] = []
         size = 0
-        async with asyncio.timeout(self._read_seconds):
-            async for part in request.content.iter_any():
-                size += len(part)
-                if size > self._max_bytes:
-                    raise TooLarge(f"the body is larger than {self._max_bytes} bytes")
-                parts.append(part)
+        try:
+            async with asyncio.timeout(self._read_seconds):
+                async for part in request.content.iter_any():
+                    size += len(part)
+                    self._buffered += len(part)
+                    if size > self._max_bytes:
+                        raise TooLarge(f"the body is larger than {self._max_bytes} bytes")
+                    if self._buffered > BUFFERED_BYTES:
+                        raise _BusyError
+                    parts.append(part)
+        except (ConnectionError, web.RequestPayloadError) as error:
+            raise Malformed("the body did not arrive whole") from error
+        finally:
+            self._buffered -= size
         return b"".join(parts)
 
     async def _take(self, event: Event) -> tuple[int, str, str]:
