@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from bot.chatops import is_forge_act
-from bot.gitea.errors import BadReply, Forbidden, ForgeError, Moved, NotFound, Unauthorized, is_transient
+from bot.gitea.errors import Forbidden, ForgeError, NotFound, may_recover
 from bot.models import Actor, Ask, Permission, Reaction, Reply, RepoId, Source
 from bot.settings import Settings
 
@@ -71,7 +71,7 @@ class Gate:
         except NotFound:
             level = Permission.NONE
         except (ForgeError, TimeoutError, ConnectionError) as error:
-            if is_transient(error) or isinstance(error, Unauthorized | Moved | BadReply):
+            if may_recover(error):
                 return NotYet(str(error) or type(error).__name__)
             refusal = _not_permitted(self._settings, ask, needs, Permission.NONE)
             return Denied(f"the forge's answer is no level: {error}", refusal, str(error))

@@ -14,7 +14,7 @@ from bot.authorise import Allowed, Denied, Gate, NotYet
 from bot.chatops import Command, Context, TextEdited
 from bot.config import RepositorySettings, Settings
 from bot.failpoints import Failpoints
-from bot.gitea.errors import ForgeError, Moved, NotFound, is_transient
+from bot.gitea.errors import ForgeError, Moved, NotFound, may_recover
 from bot.gitea.forge import Forge
 from bot.models import (
     Actor,
@@ -188,7 +188,7 @@ class Decider:
         try:
             return await self.permission_of(ask.repo_id, ask.issue.full_name, Actor(facts.author_id, facts.author_login))
         except ForgeError as error:
-            if is_transient(error):
+            if may_recover(error):
                 raise AskAgain(str(error)) from error
             return Permission.NONE
 
@@ -207,7 +207,7 @@ class Decider:
         except ForgeError as error:
             if ask.actor.is_terminal or chatops.is_forge_act(ask):
                 return None
-            if is_transient(error):
+            if may_recover(error):
                 raise AskAgain(str(error)) from error
             return Verdict("error", f"the forge does not show the issue: {error}", Reply(reaction=Reaction.CONFUSED))
 

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from bot.chatops import Finding, PullFate, RepositoryFact, TextEdited
 from bot.decide import AskAgain, Decider
 from bot.failpoints import Failpoints
-from bot.gitea.errors import ForgeError, is_transient
+from bot.gitea.errors import ForgeError, may_recover
 from bot.gitea.routing import Router, handler_name
 from bot.gitea.sansio import Event
 from bot.models import Ask
@@ -95,8 +95,16 @@ class Inbox:
             return
         self._failpoint("inbox.taken")
         renewal = asyncio.create_task(self._renew(digest))
+        again: list[str] = []
+        errors: list[str] = []
         try:
-            again, errors = await self._handle(row)
+            if row.tries > deliveries.MAX_TRIES and row.error is None:
+                errors = ["the service ended each time before it was handled"]
+            else:
+                again, errors = await self._handle(row)
+        except Exception as error:
+            log.exception("inbox.unreadable", delivery=row.delivery)
+            errors = [f"{type(error).__name__}: {error}"]
         finally:
             renewal.cancel()
         now = self._now_ms()
@@ -117,7 +125,10 @@ class Inbox:
     async def _renew(self, digest: str) -> None:
         while True:
             await asyncio.sleep(deliveries.LEASE_MS / 3000)
-            await self._store.write(lambda conn: deliveries.renew(conn, digest, self._now_ms()))
+            try:
+                await self._store.write(lambda conn: deliveries.renew(conn, digest, self._now_ms()))
+            except Exception:
+                log.exception("inbox.renew")
 
     async def _handle(self, row: deliveries.Delivery) -> tuple[list[str], list[str]]:
         """What must be asked again, and what went wrong."""
@@ -139,7 +150,7 @@ class Inbox:
             except AskAgain as error:
                 again.append(str(error))
             except ForgeError as error:
-                (again if is_transient(error) and not give_up else errors).append(f"{name}: {error}")
+                (again if may_recover(error) and not give_up else errors).append(f"{name}: {error}")
             except Exception as error:
                 log.exception("inbox.handler", handler=name, delivery=row.delivery)
                 errors.append(f"{name}: {type(error).__name__}: {error}")

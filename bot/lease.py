@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy.engine import Connection
@@ -169,8 +170,17 @@ class Lease:
         dead = self._free_slots() | set(self.left_behind())
         if _boottime() - self._good_since >= self._timeout:
             dead |= self._stale()
-        if dead and self._store.write_sync(lambda conn: self._store.lead(conn, "reaper") and _reap(conn, dead)):
+        if not dead:
+            return
+        reaped = self._store.write_sync(partial(self._reap_if_leading, dead))
+        if reaped:
             self._on_dead(sorted(dead))
+
+    def _reap_if_leading(self, dead: set[str], conn: Connection) -> bool:
+        if not self._store.lead(conn, "reaper"):
+            return False
+        _reap(conn, dead)
+        return True
 
     def left_behind(self) -> list[str]:
         """Executors that own work and have no lease any more, because they left politely or were reaped: proof enough, at once."""
@@ -202,12 +212,11 @@ class Lease:
         return self._store.read_sync(read)
 
 
-def _reap(conn: Connection, executors: Iterable[str]) -> bool:
+def _reap(conn: Connection, executors: Iterable[str]) -> None:
     """Declares executors dead; whose lease stood until now has crashed, and so have its sprints."""
     for executor in executors:
         if workers.reap(conn, executor):
             sprints.count_crash(conn, executor)
-    return True
 
 
 def _boottime() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,20 @@ MASKED = "(not shown: its author has no write access here)"
 
 Arguments = Mapping[str, str | int]
 PermissionOf = Callable[[RepoId, str, Actor], Awaitable[Permission]]
+
+
+_REPO = "/repos/{owner}/{repo}"
+_PATH_PARTS = re.compile(r"(?:/\{p\d+\})+$")
+
+ROUTES = tuple(
+    _REPO + part for part in ("/pulls/{index}/files", "/pulls/{index}/commits", "/milestones", "/branches", "/commits", "/contents/{path}")
+)
+"""Routes that only this file asks, as `read_route` gives them."""
+
+
+def read_route(route: str) -> str:
+    """A route template with the parts of a path folded into one, so that it is one of a closed set."""
+    return _PATH_PARTS.sub("/{path}", route)
 
 
 class IssueReader:

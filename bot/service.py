@@ -39,7 +39,7 @@ from bot.fleet.health import Thresholds, judge
 from bot.fleet.reconcile import Reconciler
 from bot.gitea.aiohttp import GiteaClient
 from bot.gitea.errors import ForgeError
-from bot.gitea.forge import Forge
+from bot.gitea.forge import ROUTES, Forge
 from bot.gitea.routing import Router
 from bot.inbox import Inbox
 from bot.leader import Leader
@@ -51,13 +51,14 @@ from bot.providers.chain import ProviderChain
 from bot.providers.entries import Resolver, hermes_home
 from bot.providers.health import EntryHealth, EntryState
 from bot.providers.nous import nous_login
-from bot.reader import IssueReader
+from bot.reader import ROUTES as READER_ROUTES
+from bot.reader import IssueReader, read_route
 from bot.redaction import Redactor, Secret
 from bot.repositories import Repositories
 from bot.sandbox import Bind, CommandResult, Sandbox, SandboxUnavailable, WorkspaceFiles
 from bot.sandbox import build as build_sandbox
 from bot.settings import split_listen
-from bot.snapshot import FleetSnapshot
+from bot.snapshot import Fault, FleetSnapshot, Reason
 from bot.sprint import Kit, SprintStages
 from bot.store import Store, cursors, deliveries, outbox, providers, workers
 from bot.store.fleet import snapshot
@@ -208,7 +209,9 @@ class Service:
         self._runners: list[web.AppRunner] = []
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._known_secrets = 0
-        self._resolver = Resolver(settings.providers, environ=environ, home=home)
+        self._stopping = False
+        self._taken_over: set[str] = set()
+        self._resolver = Resolver(settings.providers, environ=environ, home=home, keys=secrets.provider_keys)
         self.redactor = Redactor(self._all_secrets())
 
     def _all_secrets(self) -> list[Secret]:
@@ -258,6 +261,7 @@ class Service:
         await self._remember_start()
         self._closers.append(self._close_engine)
         await self.engine.launch()
+        dead += [executor for executor in await asyncio.to_thread(self.lease.left_behind) if executor not in dead]
         if dead:
             self._take_over(dead)
         self.lease.start()
@@ -306,15 +310,17 @@ class Service:
             handlers=tuple(name for name, _ in discover(handlers_package, Router)),
             agents=tuple(name for name, _ in discover(agents_package, Backend)),
             chain=tuple((entry.provider, entry.model) for entry in entries),
+            endpoints=(*ROUTES, *READER_ROUTES),
         )
         self.metrics = Metrics(CollectorRegistry(), vocabulary)
+        self.metrics.budget(settings.queue.usd_per_day)
         self._observers.append(self.metrics.observe)
         self.client = GiteaClient(
             settings.forge.url,
             self.secrets.forge_token,
             ca_file=settings.forge.ca_file,
             user_agent=f"timmy-dispatch/{_version()}",
-            on_request=self.metrics.forge_request,
+            on_request=self._forge_asked,
         )
         self.forge = Forge(self.client)
 
@@ -367,10 +373,14 @@ class Service:
         os._exit(EX_TEMPFAIL)
 
     def _take_over(self, executors: list[str]) -> None:
-        log.warning("lease.take_over", executors=executors)
+        """Repeated at each beat while one of them still owns something; told once."""
         self.engine.recover(executors)
-        for _ in executors:
+        fresh = set(executors) - self._taken_over
+        if fresh:
+            log.warning("lease.take_over", executors=sorted(fresh))
+        for _ in fresh:
             self._observe(SprintEvent(EventKind.TAKEN_OVER, SprintId(""), now_ms()))
+        self._taken_over |= fresh
 
     async def _me(self) -> Mapping[str, Any]:
         """Who the bot is: asked of the forge, else remembered; without either nothing can be told apart, so the start waits."""
@@ -567,6 +577,9 @@ class Service:
         repo_id = next((RepoId(key) for key, name in self.repositories.names().items() if name == repo), RepoId(0))
         return IssueReader(self.client, self.decider.permission_of, repo_id=repo_id, repo=repo, issue=issue)
 
+    def _forge_asked(self, route: str, method: str, status: int | str, attempt: int, seconds: float) -> None:
+        self.metrics.forge_request(read_route(route), method, status, attempt, seconds)
+
     def _model_called(self, *, provider: str, model: str, result: str, seconds: float, **_: object) -> None:
         self.metrics.llm_attempt(provider, model, result, seconds)
 
@@ -586,13 +599,20 @@ class Service:
         settings = self.settings
         thresholds = Thresholds.of(settings)
         reader = StoreReader(self.store, int(settings.timing.lease_seconds * 1000))
-        self.metrics.read_store(reader, lambda found: judge(found, thresholds), started_ms=now_ms())
+        also = (Reason(Fault.SANDBOX_UNPROVEN, self.sandbox_error),) if self.sandbox_error else ()
+        self.metrics.read_store(reader, lambda found: judge(found, thresholds, also), started_ms=now_ms())
         watched = observability_app(
             render=lambda accept, compress: self.metrics.render(accept, compress=compress),
-            health=lambda: judge(reader.snapshot(), thresholds),
+            health=lambda: judge(reader.snapshot(), thresholds, also),
+            unready=self._unready,
         )
         self.metrics_port = await self._serve(watched, settings.metrics.listen)
         self.webhook_port = await self._serve(build(self.intake.receive), settings.webhook.listen)
+
+    def _unready(self) -> str:
+        if self._stopping:
+            return "draining"
+        return "" if self.webhook_port else "starting"
 
     async def _serve(self, app: web.Application, address: str) -> int:
         # Where a body was refused half-way, or a client only waits, the connection is not kept for the library's long defaults.
@@ -635,8 +655,12 @@ class Service:
 
     async def stop(self) -> None:
         """Polite end: no new work, effects in flight are recorded, agents end, rows stay for whoever comes next (engine.md, "Shutdown")."""
+        self._stopping = True
         if hasattr(self, "lease") and self.lease.slot >= 0:
-            await asyncio.to_thread(self.lease.drain)
+            try:
+                await asyncio.to_thread(self.lease.drain)
+            except Exception:
+                log.exception("service.drain")
         while self._closers:
             try:
                 await self._closers.pop()()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from bot.authorise import Denied, NotYet
 from bot.config import RepositorySettings, Settings
 from bot.decide import Decider
 from bot.failpoints import Failpoints
-from bot.gitea.errors import ForgeError, Moved, NotFound, Unauthorized, is_transient
+from bot.gitea.errors import Forbidden, ForgeError, Moved, NotFound, may_recover
 from bot.gitea.forge import Forge
 from bot.lease import Fenced, Lease
 from bot.models import (
@@ -44,7 +44,7 @@ from bot.models import (
 from bot.repo_config import RepoConfig, parse_repo_config
 from bot.repositories import Repositories
 from bot.sandbox import Sandbox, SandboxUnavailable
-from bot.store import Store, intents, sprints, steps
+from bot.store import Store, intents, is_away, sprints, steps
 from bot.trajectory import StoredTrajectory
 from bot.workspace import GitFailed, GitRefused, GitUnavailable, Policy, Refusal, TreeRefused, Workspaces
 
@@ -55,7 +55,10 @@ FIRST_BACKOFF_MS = 2_000
 LAST_BACKOFF_MS = 300_000
 FLAG_SECONDS = 0.5
 RENEW_SECONDS = 30.0
-DRAIN_SECONDS = 60.0
+# What a step returned is recorded by the engine a moment after it ended.
+RECORD_SECONDS = 0.2
+FREE_ADMISSIONS = 3
+AWAY_SECONDS = 1.0
 LAST_BRANCH = 9
 MAX_CONTEXT_COMMENTS = 20
 CONFIG_BYTES = 65_536
@@ -120,6 +123,7 @@ class SprintStages:
         self._halting = False
         self._stages_in_flight = 0
         self._parked: set[asyncio.Task[Any]] = set()
+        self._fetched: set[tuple[str, int]] = set()
 
     async def watch_stops(self) -> None:
         """Tells running agents of their stop flags, also those that other processes set; until cancelled."""
@@ -151,6 +155,7 @@ class SprintStages:
         deadline = time.monotonic() + seconds
         while self._stages_in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
+        await asyncio.sleep(RECORD_SECONDS)
 
     async def release(self) -> None:
         """Lets go of parked steps, after the engine was closed and can record nothing of them any more."""
@@ -190,7 +195,7 @@ class SprintStages:
         if self._halting:
             await self._park()
         try:
-            end = await self._end_of_stage(name, sprint_id, k, body)
+            end = await self._while_away(partial(self._end_of_stage, name, sprint_id, k, body))
         finally:
             if asyncio.current_task() not in self._parked:
                 self._stages_in_flight -= 1
@@ -201,16 +206,33 @@ class SprintStages:
             kit.failpoint(f"{name}.done")
         return end
 
+    async def _while_away(self, step: Callable[[], Awaitable[Json]]) -> Json:
+        """A step that meets a database that is away begins again when it is back; it fails for nothing of its own."""
+        while True:
+            try:
+                return await step()
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("sprint.database_away", error=str(error))
+            if self._halting:
+                await self._park()
+            await asyncio.sleep(AWAY_SECONDS)
+
     async def _end_of_stage(self, name: str, sprint_id: str, k: int, body: Callable[[SprintView, int], Any]) -> Json:
         try:
             await self._held()
-            view = await self._claim(sprint_id, k)
+            view, crashes = await self._claim(sprint_id, k)
             if view is None:
                 return GONE
+            if crashes >= self.kit.settings.queue.max_attempts:
+                raise end_with(OutcomeKind.FAILED, f"the process that ran it died {crashes} times", FailureReason.DIED)
             await body(view, k)
         except Stopped as stopped:
             return stopped.end
         except Exception as error:
+            if is_away(error):
+                raise
             return await self._end_by_error(name, sprint_id, error)
         return NEXT
 
@@ -228,10 +250,8 @@ class SprintStages:
             case Moved():
                 await self._resolve(sprint_id)
                 return await self._later(sprint_id, str(error))
-            case Unauthorized():
-                return await self._later(sprint_id, str(error))
             case ForgeError() | TimeoutError() | ConnectionError():
-                if is_transient(error):
+                if may_recover(error):
                     return await self._later(sprint_id, str(error))
                 reason = FailureReason.PR if name == "publish" else FailureReason.CLONE
                 return end_with(OutcomeKind.FAILED, kit.scrub(str(error)), reason).end
@@ -249,7 +269,7 @@ class SprintStages:
                 await self._resolve(sprint_id)
             return await self._later(sprint_id, str(error))
         if error.kind is Refusal.LEASE:
-            return requeue(WaitingReason.REQUEUED, "the branch moved while it was pushed").end
+            return await self._later(sprint_id, str(error), why="the branch moved while it was pushed")
         if error.kind is Refusal.ARCHIVED:
             return end_with(OutcomeKind.REFUSED, "the repository is archived").end
         reason = FailureReason.PUSH if stage == "publish" else FailureReason.CLONE
@@ -259,16 +279,17 @@ class SprintStages:
         """No effect starts while the lease is not held; an outage of the database is waited out, a reaped process exits elsewhere."""
         await self.kit.lease.wait_held()
 
-    async def _claim(self, sprint_id: str, k: int) -> SprintView | None:
+    async def _claim(self, sprint_id: str, k: int) -> tuple[SprintView | None, int]:
+        """The sprint, if this process may run it, and how often a process died that did."""
         kit = self.kit
 
-        def write(conn: Connection) -> SprintView | None:
+        def write(conn: Connection) -> tuple[SprintView | None, int]:
             mine = sprints.claim(conn, sprint_id, k, me=kit.lease.executor_id, node_id=kit.lease.node_id, timeout_ms=kit.lease.timeout_ms)
-            return sprints.get(conn, sprint_id) if mine else None
+            return (sprints.get(conn, sprint_id), sprints.field(conn, sprint_id, "crashes").crashes) if mine else (None, 0)
 
         return await kit.store.write(write)
 
-    async def _later(self, sprint_id: str, note: str) -> Json:
+    async def _later(self, sprint_id: str, note: str, *, why: str = "the forge does not answer") -> Json:
         """The forge cannot be reached: back to the queue with what was done kept, for a day; then it has failed."""
         kit = self.kit
         view = await kit.store.read(lambda conn: sprints.get(conn, sprint_id))
@@ -278,7 +299,7 @@ class SprintStages:
         if now - max(view.queued_ms, view.started_ms) > DAY_MS:
             return end_with(OutcomeKind.FAILED, kit.scrub(f"the forge could not be used for a day: {note}"), FailureReason.AUTH).end
         delay = min(LAST_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** min(view.admitted_n, 12))
-        return requeue(WaitingReason.REQUEUED, kit.scrub(f"the forge does not answer: {note}"), not_before_ms=now + delay).end
+        return requeue(WaitingReason.REQUEUED, kit.scrub(f"{why}: {note}"), not_before_ms=now + delay).end
 
     async def _resolve(self, sprint_id: str) -> None:
         view = await self.kit.store.read(lambda conn: sprints.get(conn, sprint_id))
@@ -386,6 +407,7 @@ class SprintStages:
             lease_sha=lease_sha,
             engine=kit.settings.engine,
         )
+        self._fetched.add((view.id, k))
 
     async def _issue(self, repo: str, number: int) -> Mapping[str, Any]:
         try:
@@ -403,7 +425,7 @@ class SprintStages:
         if actor.id == view.requester_id:
             return digest
         level = Permission.NONE
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(NotFound, Forbidden):
             level = await self.kit.decider.permission_of(view.repo_id, repo, actor)
         if level >= Permission.WRITE:
             return digest
@@ -447,7 +469,7 @@ class SprintStages:
         await self._advance(view, k, SprintState.WORKING, [SprintState.PREPARING])
         repo, repository = self._repo(view)
         attempt, workdir = await self._ensure_workspace(view, k, repo)
-        deadline_ms = await self._deadline(view, k)
+        deadline_ms = await self._deadline(view)
         config = await self._repo_config(view, repository)
         job = await self._job(view, k, repo, attempt, workdir, deadline_ms, config)
         result = await self._run_agent(view, job)
@@ -477,26 +499,22 @@ class SprintStages:
             return view.attempt, kit.workspaces.tree_path(view.id)
         made = await kit.store.read(lambda conn: steps.of_attempt(conn, view.id, view.attempt))
         attempt = view.attempt + 1 if made else view.attempt
-        heads = await kit.workspaces.fetch(view.id, repo, [view.base_branch])
-        base_sha = view.base_sha or heads[view.base_branch]
+        base_sha = view.base_sha
+        if not base_sha or (view.id, k) not in self._fetched:
+            heads = await kit.workspaces.fetch(view.id, repo, [view.base_branch])
+            base_sha = base_sha or heads[view.base_branch]
+        self._fetched.discard((view.id, k))
         workdir = await kit.workspaces.clone(view.id, base_sha, view.base_branch)
         await self._update(view, k, attempt=attempt)
         await asyncio.to_thread(mark.write_text, str(attempt))
         return attempt, workdir
 
-    async def _deadline(self, view: SprintView, k: int) -> int:
-        """Wall-clock end in Unix ms; time in which nothing could run, because we were down or queued, is not counted."""
+    async def _deadline(self, view: SprintView) -> int:
+        """Wall-clock end in Unix ms; what its steps and tool calls took is used up, time in which we were down or it was queued is not."""
         kit = self.kit
-        row = await kit.store.read(lambda conn: sprints.field(conn, view.id, "deadline_ms"))
-        now = kit.now_ms()
+        used = await kit.store.read(lambda conn: steps.used_ms(conn, view.id))
         seconds = view.limits.seconds if view.limits else kit.settings.limits.limits().seconds
-        last = await kit.store.read(lambda conn: steps.last_moment(conn, view.id))
-        if row.deadline_ms and last:
-            deadline = int(row.deadline_ms) + max(0, now - last)
-        else:
-            deadline = now + seconds * 1000
-        await self._update(view, k, deadline_ms=deadline)
-        return deadline
+        return kit.now_ms() + max(0, seconds * 1000 - used)
 
     async def _repo_config(self, view: SprintView, repository: RepositorySettings) -> RepoConfig:
         raw = await self.kit.workspaces.read_base_file(view.id, view.base_sha, ".dispatch.yml", CONFIG_BYTES)
@@ -506,12 +524,15 @@ class SprintStages:
         self, view: SprintView, k: int, repo: str, attempt: int, workdir: Path, deadline_ms: int, config: RepoConfig
     ) -> AgentJob:
         kit = self.kit
-        issue = await self._issue(repo, view.issue.number)
+        issue, comments, agents = await asyncio.gather(
+            self._issue(repo, view.issue.number),
+            self._context(view, repo),
+            kit.workspaces.read_base_file(view.id, view.base_sha, "AGENTS.md", AGENTS_BYTES),
+        )
         digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
         fresh = await kit.store.read(lambda conn: sprints.get(conn, view.id))
         if fresh is not None and digest != fresh.text_hash:
             await self._frozen(fresh, repo, issue)
-        agents = await kit.workspaces.read_base_file(view.id, view.base_sha, "AGENTS.md", AGENTS_BYTES)
         delimiter = hashlib.sha256(f"{kit.salt}:{view.id}".encode()).hexdigest()[:16]
         task = prompt.task_prompt(
             ref=IssueRef.of(repo, view.issue.number),
@@ -519,7 +540,7 @@ class SprintStages:
             body=str(issue.get("body") or ""),
             author=str((issue.get("user") or {}).get("login") or ""),
             delimiter=delimiter,
-            comments=await self._context(view, repo),
+            comments=comments,
             instructions=view.instructions,
             asker=view.requester,
             agents_md=(agents or b"").decode("utf-8", "replace"),
@@ -568,7 +589,7 @@ class SprintStages:
             try:
                 level = await kit.decider.permission_of(view.repo_id, repo, Actor(int(user.get("id") or -1), str(user.get("login") or "")))
             except ForgeError as error:
-                if is_transient(error):
+                if may_recover(error):
                     raise
                 continue
             if level >= Permission.WRITE:
@@ -679,26 +700,29 @@ class SprintStages:
         kit = self.kit
         repo, _ = self._repo(view)
         row = await kit.store.read(lambda conn: sprints.field(conn, view.id, "tree", "agent_end", "agent_reason", "summary", "queued_ms"))
-        await self._allowed(view, repo)
+        _, pulls, remote = await asyncio.gather(
+            self._allowed(view, repo), kit.forge.pulls(repo, "all"), kit.workspaces.remote_head(repo, view.branch)
+        )
         await self._advance(view, k, SprintState.PUBLISHING, [SprintState.VETTING], unless_stopped=True)
         kind, reason = verdict_of(row.agent_end, row.agent_reason, view.checks)
         draft = kind is not OutcomeKind.PULL_REQUEST
-        found = await self._known_pull(view, repo)
+        found = await self._known_pull(view, pulls)
         if found is not None and (found.get("merged") or found.get("state") == "closed"):
             await self._record_pull(view, k, found)
             raise end_with(OutcomeKind.PULL_REQUEST, "a person was faster: the pull request is " + _pull_state(found))
-        head, branch = await self._push(view, k, repo, row.tree, row.summary)
+        head, branch = await self._push(view, k, repo, row.tree, row.summary, remote)
         title = replies.pr_title(view, draft=draft)
         body = await self._pr_body(view, row.summary)
         created = found is None
         if found is None:
-            found = await self._open_pull(view, repo, branch)
+            found = await self._open_pull(view, pulls, branch)
         if found is None:
             await self._held()
             found = await kit.forge.create_pull(repo, branch, view.base_branch, title, body)
             kit.failpoint("pr.created")
         else:
             created = False
+            await self._held()
             await kit.forge.edit_pull(repo, int(found["number"]), title=title, body=body)
         await self._record_pull(view, k, found)
         models = await kit.store.read(lambda conn: steps.models_of(conn, view.id))
@@ -721,22 +745,23 @@ class SprintStages:
             kind, "" if kind in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED) else _why(row.agent_end, row.agent_reason), reason
         )
 
-    async def _known_pull(self, view: SprintView, repo: str) -> Mapping[str, Any] | None:
+    async def _known_pull(self, view: SprintView, pulls: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """This sprint's own pull request in any state, by its marker."""
         mark = replies.marker(f"sprint:{view.id}")
         me = (await self.kit.forge.me())["id"]
-        for pull in await self.kit.forge.pulls(repo, "all"):
+        for pull in pulls:
             if mark in str(pull.get("body") or "") and (pull.get("user") or {}).get("id") == me:
                 return pull
         return None
 
-    async def _open_pull(self, view: SprintView, repo: str, branch: str) -> Mapping[str, Any] | None:
+    async def _open_pull(self, view: SprintView, pulls: Iterable[Mapping[str, Any]], branch: str) -> Mapping[str, Any] | None:
         """Our open pull request on this branch, from an earlier sprint of the issue: it is updated."""
         me = (await self.kit.forge.me())["id"]
-        for pull in await self.kit.forge.pulls(repo, "open"):
+        for pull in pulls:
             head, base = pull.get("head") or {}, pull.get("base") or {}
             if (
-                head.get("label") == branch
+                pull.get("state") == "open"
+                and head.get("label") == branch
                 and head.get("repo_id") == view.repo_id
                 and base.get("ref") == view.base_branch
                 and (pull.get("user") or {}).get("id") == me
@@ -744,8 +769,11 @@ class SprintStages:
                 return pull
         return None
 
-    async def _push(self, view: SprintView, k: int, repo: str, tree: str, summary: str) -> tuple[str, str]:
-        """Commit and push; the head is in the row before it is at the forge, and no head of another person is overwritten."""
+    async def _push(self, view: SprintView, k: int, repo: str, tree: str, summary: str, remote: str | None) -> tuple[str, str]:
+        """Commit and push; the head is in the row before it is at the forge, and no head of another person is overwritten.
+
+        `remote` is where the branch stood a moment ago; the push itself carries the lease.
+        """
         kit = self.kit
         message = replies.commit_message(view, summary=summary, trailer=kit.settings.commit_trailer)
         try:
@@ -753,12 +781,11 @@ class SprintStages:
                 raise GitFailed("no tree of this sprint is on this host")
             commit = await kit.workspaces.commit(view.id, tree, view.base_sha, message, at_ms=view.started_ms)
         except GitFailed as error:
-            if view.head_sha and await kit.workspaces.remote_head(repo, view.branch) == view.head_sha:
+            if view.head_sha and remote == view.head_sha:
                 return view.head_sha, view.branch
             raise requeue(WaitingReason.REQUEUED, "the work was on a machine that is gone", new_attempt=True) from error
         kit.failpoint("commit.made")
         branch, lease = view.branch, view.lease_sha
-        remote = await kit.workspaces.remote_head(repo, branch)
         if remote not in (commit, lease or None):
             ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))
             if remote is None or remote in ours:
@@ -808,9 +835,10 @@ class SprintStages:
         if self._halting:
             await self._park()
         try:
-            return await self._settled(sprint_id, k, end)
+            return await self._while_away(partial(self._settled, sprint_id, k, end))
         finally:
-            self._stages_in_flight -= 1
+            if asyncio.current_task() not in self._parked:
+                self._stages_in_flight -= 1
 
     async def _settled(self, sprint_id: str, k: int, end: Json) -> Json:
         kit = self.kit
@@ -818,6 +846,7 @@ class SprintStages:
         result, view = await kit.store.write(partial(self._settle, sprint_id, k, end))
         kit.failpoint("settle.row")
         self._stops.pop(sprint_id, None)
+        self._fetched.discard((sprint_id, k))
         kit.kick_projector()
         kit.kick_queue()
         if view is not None and result == "settled":
@@ -831,14 +860,19 @@ class SprintStages:
         kit = self.kit
         now = kit.now_ms()
         me = kit.lease.executor_id
-        if end["go"] == "requeue" and sprints.requeue(
+        sprints.lock(conn, sprint_id)
+        before = sprints.get(conn, sprint_id)
+        if before is None:
+            return "gone", None
+        again = end["go"] == "requeue" and not (end["new_attempt"] and before.attempt >= kit.settings.queue.max_attempts)
+        if again and sprints.requeue(
             conn,
             sprint_id,
             k,
             me=me,
             reason=WaitingReason(end["reason"]),
             note=end["note"],
-            not_before_ms=end["not_before_ms"],
+            not_before_ms=max(end["not_before_ms"], now + _pause_ms(before.admitted_n)),
             now_ms=now,
             new_attempt=end["new_attempt"],
         ):
@@ -847,9 +881,6 @@ class SprintStages:
                 _decision(conn, view, "requeue", end["reason"], end["note"], now)
                 kit.observe(SprintEvent(EventKind.REQUEUED, view.id, now, {"reason": end["reason"]}))
             return "requeued", view
-        before = sprints.get(conn, sprint_id)
-        if before is None:
-            return "gone", None
         outcome = _final(end, before)
         if not sprints.settle(
             conn, sprint_id, k, me=me, outcome=outcome, spent=steps.spent(conn, sprint_id), steps=steps.count(conn, sprint_id), now_ms=now
@@ -902,6 +933,13 @@ def _why(agent_end: str, agent_reason: str) -> str:
     if agent_end == AgentEnd.LIMIT:
         return f"the limit of {agent_reason or 'the sprint'} was reached"
     return ""
+
+
+def _pause_ms(admitted_n: int) -> int:
+    """What comes back again and again is not admitted at once for ever: 2 s after the fourth time, doubling to five minutes."""
+    if admitted_n <= FREE_ADMISSIONS:
+        return 0
+    return min(LAST_BACKOFF_MS, FIRST_BACKOFF_MS * int(2 ** min(admitted_n - FREE_ADMISSIONS - 1, 12)))
 
 
 def _final(end: Json, view: SprintView) -> Outcome:

@@ -43,7 +43,7 @@ class StoredTrajectory:
         """Books step `n` before the model is called."""
 
         def write(conn: Connection) -> None:
-            self._own(conn, doing="asking the model")
+            self._own(conn, moved=False, doing="asking the model")
             steps.reserve(conn, self.sprint_id, self.attempt, n, usd=usd, tokens=tokens, now_ms=self.now_ms())
 
         await self.store.write(write)
@@ -76,7 +76,7 @@ class StoredTrajectory:
         billed = not error.startswith("not billed")
 
         def write(conn: Connection) -> None:
-            self._own(conn)
+            self._own(conn, moved=False)
             steps.failed(conn, self.sprint_id, self.attempt, n, error=error, billed=billed, now_ms=self.now_ms())
 
         await self.store.write(write)
@@ -111,10 +111,10 @@ class StoredTrajectory:
         """Steps of all attempts."""
         return await self.store.read(lambda conn: steps.count(conn, self.sprint_id))
 
-    def _own(self, conn: Connection, *, show: bool = False, **values: Any) -> None:
+    def _own(self, conn: Connection, *, show: bool = False, moved: bool = True, **values: Any) -> None:
         shown = self.progress_ms if show else None
         if not sprints.update(
-            conn, self.sprint_id, self.k, me=self.me, now_ms=self.now_ms(), show_in_ms=shown, attempt=self.attempt, **values
+            conn, self.sprint_id, self.k, me=self.me, now_ms=self.now_ms(), show_in_ms=shown, moved=moved, attempt=self.attempt, **values
         ):
             raise Fenced(f"sprint {self.sprint_id} belongs to another process")
 

@@ -4,7 +4,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from postgres_support import database, postgres_server
 from world import World, base_folder, make_world
+
+__all__ = ["base", "database", "postgres_server", "world"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bot.config import Secrets, Settings
 from bot.gitea.aiohttp import GiteaClient
-from bot.gitea.errors import ForgeError, NotFound
+from bot.gitea.errors import ForgeError, Invalid, NotFound
 from bot.gitea.forge import Forge
 from bot.models import STATE_LABEL_COLORS
 from bot.redaction import Secret
@@ -21,6 +21,7 @@ EVENTS = ("issues", "pull_request", "push", "repository", "status", "workflow_ru
 BOT_SCOPES = ("write:issue", "write:repository", "read:user")
 T = TypeVar("T")
 TRIGGER = "dispatch"
+MERGE_TRIES = 20
 TRIGGER_COLOR = "#5319e7"
 
 
@@ -67,8 +68,17 @@ class Person:
         await self.client.patch(f"/repos/{self.repo}/issues/{issue}", fields)
 
     async def merge(self, pull: int) -> None:
-        """Merges a pull request."""
-        await self._post(f"/pulls/{pull}/merge", {"Do": "merge"})
+        """Merges a pull request; Gitea says 405 while it still looks for conflicts after a push."""
+        for _ in range(MERGE_TRIES):
+            try:
+                await self._post(f"/pulls/{pull}/merge", {"Do": "merge"})
+            except Invalid as error:
+                if "try again" not in error.message.casefold():
+                    raise
+                await asyncio.sleep(1.0)
+            else:
+                return
+        raise TimeoutError(f"pull request {pull} cannot be merged yet")
 
     async def put_file(self, branch: str, path: str, text: str, message: str = "a person's commit") -> None:
         """A commit by this person on an existing branch."""

@@ -106,6 +106,13 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, Unavailable | RateLimited | OutcomeUnknown | TimeoutError | ConnectionError)
 
 
+def may_recover(error: BaseException) -> bool:
+    """True where asking again makes sense although the forge did answer: `is_transient`, a token that is renewed, a repository that is found under its
+    new name, a maintenance page in place of JSON.
+    """
+    return is_transient(error) or isinstance(error, Unauthorized | Moved | BadReply)
+
+
 class NotSent(Exception):
     """An adapter could not open the connection: the request never left, whatever its method."""
 

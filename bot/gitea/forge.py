@@ -18,6 +18,27 @@ ISSUE = REPO + "/issues/{index}"
 COMMENT = REPO + "/issues/comments/{id}"
 PULL = REPO + "/pulls/{index}"
 HOOK = REPO + "/hooks/{id}"
+
+ROUTES = (
+    "/user",
+    "/version",
+    "/settings/api",
+    "/settings/ui",
+    "/repositories/{id}",
+    REPO,
+    ISSUE,
+    COMMENT,
+    PULL,
+    HOOK,
+    HOOK + "/tests",
+    COMMENT + "/reactions",
+    PULL + "/reviews",
+    PULL + "/reviews/{id}/comments",
+    *(ISSUE + part for part in ("/comments", "/dependencies", "/labels", "/labels/{id}", "/reactions", "/timeline")),
+    *(REPO + part for part in ("/hooks", "/issues", "/issues/comments", "/labels", "/labels/{id}", "/pulls", "/branches/{branch}")),
+    *(REPO + part for part in ("/commits/{ref}/status", "/collaborators/{login}/permission")),
+)
+"""Every route this file asks: the closed set of the metric label `endpoint`."""
 SETTLE_SECONDS = 1.0
 _MARKER = re.compile(r"<!-- timmy-dispatch:v1 [^>\n]*-->")
 

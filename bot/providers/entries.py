@@ -104,11 +104,15 @@ def hermes_home(setting: ProviderSettings, *, environ: Mapping[str, str], home: 
 class Resolver:
     """`resolve` for a long life: reads again only when one of the files has changed, and keeps the last good reading of a file that breaks.
 
-    Call it for the entries (it is the `entries` of the chain); `findings` are those of the last reading.
+    Call it for the entries (it is the `entries` of the chain); `findings` are those of the last reading. `keys`, in the order of the settings, are
+    those that came as credentials; they stand in where a setting names no file.
     """
 
-    def __init__(self, settings: Sequence[ProviderSettings], *, environ: Mapping[str, str], home: Path) -> None:
+    def __init__(
+        self, settings: Sequence[ProviderSettings], *, environ: Mapping[str, str], home: Path, keys: Sequence[Secret | None] = ()
+    ) -> None:
         self._settings = tuple(settings)
+        self._keys = tuple(keys) or (None,) * len(self._settings)
         self._environ = environ
         self._home = home
         self._good: dict[Path, hermes_config.Reading] = {}
@@ -128,13 +132,13 @@ class Resolver:
         findings: list[str] = []
         entries: list[Entry] = []
         files: list[Path] = []
-        for setting in self._settings:
+        for setting, given in zip(self._settings, self._keys, strict=True):
             if setting.from_hermes:
                 entries += self._hermes(setting, files, findings)
             else:
                 if setting.key_file:
                     files.append(setting.key_file)
-                entry = _plain(setting, self._environ, findings)
+                entry = _plain(setting, self._environ, findings, given)
                 entries += [entry] if entry else []
         self._files = tuple(files)
         self._seen = tuple(map(_stamp, files))
@@ -181,7 +185,7 @@ def _distinct(entries: Sequence[Entry]) -> list[Entry]:
     return kept
 
 
-def _plain(setting: ProviderSettings, environ: Mapping[str, str], findings: list[str]) -> Entry | None:
+def _plain(setting: ProviderSettings, environ: Mapping[str, str], findings: list[str], given: Secret | None) -> Entry | None:
     name = setting.name or urlsplit(setting.base_url).hostname or "provider"
     key = Secret(NO_KEY)
     faults: list[str] = []
@@ -191,6 +195,8 @@ def _plain(setting: ProviderSettings, environ: Mapping[str, str], findings: list
         faults.append("`model` is missing")
     if setting.key_file:
         key = _key_from_file(setting.key_file, faults)
+    elif given:
+        key = given
     elif setting.key_env:
         key = Secret(environ.get(setting.key_env, "").strip())
         if not key:

@@ -36,6 +36,17 @@ class StoreError(DispatchError):
     """The database cannot be used; says why and what to do."""
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether the database could not be reached or used just now: what was asked of it may be asked again, and nothing is wrong with the asking."""
+    if isinstance(error, sa.exc.TimeoutError | sa.exc.InterfaceError):
+        return True
+    if not isinstance(error, sa.exc.OperationalError):
+        return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR"))
+    return True
+
+
 class Store:
     """Connections to the database and the two ways to use it.
 

@@ -31,7 +31,7 @@ NOT_YET_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One row taken for handling; `tries` counts this one."""
+    """One row taken for handling; `tries` counts this one, `error` is what the last one came to, None if it came to no end."""
 
     hash: str
     event_type: str
@@ -39,6 +39,7 @@ class Delivery:
     body: bytes
     received_ms: int
     tries: int
+    error: str | None
 
 
 def add(conn: Connection, *, digest: str, event_type: str, delivery: str, body: bytes, now_ms: int) -> bool:
@@ -57,7 +58,7 @@ def take(conn: Connection, digest: str, now_ms: int) -> Delivery | None:
         table.update()
         .where(table.c.hash == digest, table.c.done_ms.is_(None), table.c.due_ms <= now_ms)
         .values(due_ms=now_ms + LEASE_MS, tries=table.c.tries + 1)
-        .returning(table.c.hash, table.c.event_type, table.c.delivery, table.c.body, table.c.received_ms, table.c.tries)
+        .returning(*(table.c[name] for name in Delivery.__dataclass_fields__))
     )
     row = conn.execute(statement).first()
     return None if row is None else Delivery(*row)

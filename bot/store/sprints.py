@@ -63,7 +63,6 @@ table = sa.Table(
     sa.Column("settled_ms", BIG),
     sa.Column("updated_ms", BIG, nullable=False),
     sa.Column("progress_ms", BIG),
-    sa.Column("deadline_ms", BIG, nullable=False, default=0),
     sa.Column("stop", sa.Text),
     sa.Column("stop_by", sa.Text, nullable=False, default=""),
     sa.Column("engine", sa.Text, nullable=False, default=""),
@@ -311,28 +310,47 @@ def advance(
 
     `unless_stopped` makes this the point of no return: a stop flag then keeps the row where it is.
     """
+    moved = now_ms if to in (SprintState.VETTING, SprintState.PUBLISHING) else _first_time(now_ms)
     guard: sa.ColumnElement[bool] = c.state.in_([*before, to])
     if unless_stopped:
         guard = sa.or_(c.state == to, sa.and_(c.state.in_(list(before)), c.stop.is_(None)))
     statement = (
         table.update()
         .where(c.id == sprint_id, c.admitted_n == k, c.executor_id == me, guard)
-        .values(state=to, updated_ms=now_ms, progress_ms=now_ms, rev=c.rev + sa.case((c.state == to, 0), else_=1), show_due_ms=0, **values)
+        .values(state=to, updated_ms=now_ms, progress_ms=moved, rev=c.rev + sa.case((c.state == to, 0), else_=1), show_due_ms=0, **values)
     )
     return conn.execute(statement).rowcount == 1
 
 
-def update(conn: Connection, sprint_id: str, k: int, *, me: str, now_ms: int, show_in_ms: int | None = None, **values: Any) -> bool:
-    """Writes facts of an owned, running sprint; `show_in_ms` raises the revision, to be shown at the earliest then. False: not ours any more."""
+def _first_time(now_ms: int) -> Any:
+    """Progress counts in the first run only: a sprint that is admitted again and again because a provider is down moves nothing."""
+    return sa.case((c.admitted_n <= 1, now_ms), else_=c.progress_ms)
+
+
+def update(
+    conn: Connection,
+    sprint_id: str,
+    k: int,
+    *,
+    me: str,
+    now_ms: int,
+    show_in_ms: int | None = None,
+    moved: bool | None = None,
+    **values: Any,
+) -> bool:
+    """Writes facts of an owned, running sprint; `show_in_ms` raises the revision, to be shown at the earliest then.
+
+    `moved` says whether this is progress of the fleet: True, False, or only in the first run of the sprint. False: not ours any more.
+    """
     changes: dict[str, Any] = {
         "updated_ms": now_ms,
-        "progress_ms": now_ms,
+        **({} if moved is False else {"progress_ms": now_ms if moved else _first_time(now_ms)}),
         **{key: clean(v) if isinstance(v, str) else v for key, v in values.items()},
     }
     if show_in_ms is not None:
         due = now_ms + show_in_ms
         waiting = sa.and_(c.projected_rev < c.rev, c.show_due_ms < due)
-        changes |= {"rev": c.rev + 1, "show_due_ms": sa.case((waiting, c.show_due_ms), else_=due)}
+        changes |= {"rev": c.rev + 1, "show_due_ms": sa.case((waiting, c.show_due_ms), else_=sa.literal(due, BIG))}
     statement = (
         table.update()
         .where(c.id == sprint_id, c.admitted_n == k, c.executor_id == me, c.state.not_in([SprintState.QUEUED, SprintState.SETTLED]))
@@ -403,7 +421,6 @@ def requeue(
             doing="",
             attempt=c.attempt + (1 if new_attempt else 0),
             updated_ms=now_ms,
-            progress_ms=now_ms,
             rev=c.rev + 1,
             show_due_ms=0,
         )
@@ -421,7 +438,7 @@ def admit(conn: Connection, sprint_id: str, now_ms: int) -> int | None:
             admitted_n=c.admitted_n + 1,
             admitted_ms=now_ms,
             updated_ms=now_ms,
-            progress_ms=now_ms,
+            progress_ms=sa.case((c.admitted_n == 0, now_ms), else_=c.progress_ms),
             waiting_reason=None,
             waiting_note="",
             executor_id=None,
@@ -446,7 +463,7 @@ def wait(conn: Connection, sprint_id: str, reason: WaitingReason, note: str, now
         .values(
             waiting_reason=reason,
             waiting_note=note,
-            not_before_ms=sa.case((c.not_before_ms > not_before_ms, c.not_before_ms), else_=not_before_ms),
+            not_before_ms=sa.case((c.not_before_ms > not_before_ms, c.not_before_ms), else_=sa.literal(not_before_ms, BIG)),
             updated_ms=now_ms,
             rev=c.rev + 1,
             show_due_ms=now_ms + 1000,
@@ -585,7 +602,8 @@ def queue_wait_ms(conn: Connection, *, sample: int = 20) -> int:
 
 def age(conn: Connection, *, wait_ms: int, now_ms: int) -> int:
     """Raises the priority once per `wait_ms` waited, so that a low class cannot starve; never above AGED_TO."""
-    statement = table.update().where(c.state == SprintState.QUEUED, c.priority > AGED_TO, c.queued_ms < now_ms - wait_ms * (c.aged + 1))
+    due = c.queued_ms + sa.literal(wait_ms, BIG) * (c.aged + 1)
+    statement = table.update().where(c.state == SprintState.QUEUED, c.priority > AGED_TO, due < now_ms)
     return conn.execute(statement.values(priority=c.priority - 1, aged=c.aged + 1)).rowcount
 
 
@@ -637,7 +655,9 @@ def renamed(conn: Connection, repo_id: int, full_name: str) -> int:
 
 def count_crash(conn: Connection, executor_id: str) -> int:
     """The process that ran them died: one more crash for each of its sprints; returns how many they are."""
-    return conn.execute(table.update().where(c.executor_id == executor_id, c.state.in_(list(RUNNING))).values(crashes=c.crashes + 1)).rowcount
+    return conn.execute(
+        table.update().where(c.executor_id == executor_id, c.state.in_(list(RUNNING))).values(crashes=c.crashes + 1)
+    ).rowcount
 
 
 def lock(conn: Connection, sprint_id: str) -> SprintState | None:

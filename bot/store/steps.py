@@ -213,15 +213,12 @@ def count(conn: Connection, sprint_id: str) -> int:
     return int(conn.execute(sa.select(sa.func.count()).where(table.c.sprint_id == sprint_id)).scalar_one())
 
 
-def last_moment(conn: Connection, sprint_id: str) -> int:
-    """When a step or a tool call of this sprint last began or ended (Unix ms), 0 for none."""
-    begun = conn.execute(
-        sa.select(sa.func.max(table.c.started_ms), sa.func.max(table.c.done_ms)).where(table.c.sprint_id == sprint_id)
-    ).one()
-    ran = conn.execute(
-        sa.select(sa.func.max(tool_calls.c.started_ms), sa.func.max(tool_calls.c.done_ms)).where(tool_calls.c.sprint_id == sprint_id)
-    ).one()
-    return max((moment for moment in (*begun, *ran) if moment is not None), default=0)
+def used_ms(conn: Connection, sprint_id: str) -> int:
+    """What the model calls and tool calls of all attempts took together; one that a crash cut short counts nothing."""
+    columns = [(one.c.sprint_id, one.c.done_ms - one.c.started_ms) for one in (table, tool_calls)]
+    return sum(
+        int(conn.execute(sa.select(sa.func.coalesce(sa.func.sum(took), 0)).where(of == sprint_id)).scalar_one()) for of, took in columns
+    )
 
 
 def spent_since(conn: Connection, since_ms: int) -> float:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDict
 
 from bot.demo.forge.api import JSON_TYPE, LOGIN, PREFIX, ROUTE
 
@@ -98,7 +100,7 @@ class Faults:
         return reply
 
     async def _spoil(self, request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
-        real = await handler(request) if fault.after_effect or fault.truncate else None
+        real = await _unseen(request, handler) if fault.after_effect or fault.truncate else None
         if fault.delay:
             await asyncio.sleep(fault.delay)
         if fault.truncate and isinstance(real, web.Response):
@@ -113,6 +115,38 @@ class Faults:
             return web.Response(status=fault.status, text=_HTML.format(fault.status), content_type="text/html", headers=fault.headers)
         body = json.dumps({"message": "", "url": ""}).encode()
         return web.Response(status=fault.status, body=body, headers={"Content-Type": JSON_TYPE, **fault.headers})
+
+
+class _Sink(AbstractStreamWriter):
+    """Swallows what a handler streams."""
+
+    async def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Drops it."""
+
+    async def write_eof(self, chunk: bytes = b"") -> None:
+        """Drops it."""
+
+    async def drain(self) -> None:
+        """Nothing waits."""
+
+    def enable_compression(self, encoding: str = "deflate", strategy: int | None = None) -> None:
+        """Nothing is sent."""
+
+    def enable_chunking(self) -> None:
+        """Nothing is sent."""
+
+    async def write_headers(self, status_line: str, headers: CIMultiDict[str]) -> None:
+        """Drops them."""
+
+
+async def _unseen(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """The act with its answer kept back, also where the handler streams it, as git's does."""
+    writer = request._payload_writer  # noqa: SLF001 - the one place through which a streamed answer goes
+    request._payload_writer = _Sink()  # noqa: SLF001
+    try:
+        return await handler(request)
+    finally:
+        request._payload_writer = writer  # noqa: SLF001
 
 
 async def _half(request: web.Request, real: web.Response) -> web.StreamResponse:

@@ -1,0 +1,51 @@
+"""The real bot under the real Prometheus and Alertmanager: a fleet whose model is gone pages, while it was paused or idle it did not."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from world import make_world
+
+from bot.store import cursors
+from tests.prometheus_support import monitoring
+
+STALL = 4.0
+HOLD = 0.03
+
+
+@pytest.mark.prometheus
+@pytest.mark.timeout(240)
+async def test_the_page_arrives(base: Path, tmp_path: Path):
+    timing = {"stall_after_seconds": STALL}
+    async with make_world(base, timing=timing) as world:
+        target = f"127.0.0.1:{world.service.metrics_port}"
+        generated = ["--stall-after", str(STALL), "--hold", str(HOLD)]
+        async with monitoring(tmp_path, target, generated=generated) as watched:
+
+            def stalled() -> list:
+                return [note for note in watched.sent() if "DispatchFleetStalled" in note.names]
+
+            async def verdict(name: str) -> bool:
+                return await watched.value(f'dispatch_health{{verdict="{name}"}}') == 1
+
+            await watched.until(lambda: verdict("idle"), 30, "an idle fleet")
+
+            await world.store.write(lambda conn: cursors.put(conn, cursors.PAUSED, {"by": "alice", "since_ms": 1}))
+            await world.model.stop()
+            issue = await world.alice.open_issue("slug keeps capitals", "script: fix")
+            await world.alice.label(issue, "dispatch")
+            await watched.until(lambda: verdict("paused"), 30, "a paused fleet")
+            await asyncio.sleep(STALL + 60 * HOLD + 3)
+            assert not stalled(), "a paused fleet paged"
+
+            await world.store.write(lambda conn: cursors.delete(conn, cursors.PAUSED))
+            await watched.until(stalled, 60, "the page of a fleet whose model is gone")
+            assert await verdict("stalled")
+
+            await world.model.start(port=int(world.model.url.rsplit(":", 1)[1].partition("/")[0]))
+            sprint = await world.settled(issue, 120)
+            assert sprint.outcome == "pull_request"
+            await watched.until(lambda: verdict("idle"), 30, "an idle fleet again")
+            await watched.until(lambda: watched.sent(status="resolved"), 60, "the resolution")
