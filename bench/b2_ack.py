@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from bench.stand import LIVE_URL, Side, Stand, stand
+from bench.stand import Side, Stand, stand
 from bench.table import Row, middle, quantile
 
 PER_ISSUE = 10
@@ -61,8 +61,3 @@ async def measure(*, runs: int, comments: int = 40, live: bool = False) -> list[
             )
         )
     return rows
-
-
-def live_wanted() -> bool:
-    """Whether a real server is named."""
-    return bool(LIVE_URL)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import openai
 
-TOOL = {
+TOOL: Any = {
     "type": "function",
     "function": {
         "name": "bash",
@@ -27,12 +28,13 @@ def main() -> None:
     facts = json.load(sys.stdin)
     client = openai.OpenAI(base_url=facts["model"], api_key="no-key-required")
     tree = tempfile.mkdtemp(dir=facts["folder"])
-    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": facts["task"]}]
+    messages: list[Any] = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": facts["task"]}]
     output = ""
     while not output.startswith(END):
         message = client.chat.completions.create(model="scripted-1", messages=messages, tools=[TOOL]).choices[0].message
         messages.append(message.model_dump(exclude_none=True))
-        for call in message.tool_calls or ():
+        calls: list[Any] = list(message.tool_calls or ())
+        for call in calls:
             command = json.loads(call.function.arguments)["command"]
             argv = [*WALL, "--bind", tree, tree, "--chdir", tree, "bash", "-c", command]
             ran = subprocess.run(argv, text=True, timeout=30, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)

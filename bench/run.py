@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b8_idle
+from bench.stand import LIVE_URL
 from bench.table import Row, machine, table
 
 Measure = Callable[[argparse.Namespace], Awaitable[list[Row]]]
@@ -48,8 +49,8 @@ async def run(given: argparse.Namespace) -> int:
     rows: list[Row] = []
     broken = False
     todo = [(name, BENCHMARKS[name]) for name in given.which]
-    if b2_ack.live_wanted():
-        todo += [(f"{name} on {b2_ack.LIVE_URL}", LIVE[name]) for name in given.which if name in LIVE]
+    if LIVE_URL:
+        todo += [(f"{name} on {LIVE_URL}", LIVE[name]) for name in given.which if name in LIVE]
     for name, measure in todo:
         began = time.monotonic()
         print(f"{name} ...", file=sys.stderr, flush=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from bot.models import WaitingReason
+from bot.models import Pause, PauseScope, WaitingReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What holds sprints back now. Caps of 0 mean none; `open_prs` are ours in each repository; `paused_by` is "" while nothing is paused."""
+    """What holds sprints back now. Caps of 0 mean none; `open_prs` are ours in each repository; `pauses` are those that hold at this moment."""
 
     capacity: int
     max_running: int = 0
@@ -30,7 +31,7 @@ class Policy:
     default_cap: int = 1
     pr_caps: Mapping[int, int] = field(default_factory=dict)
     open_prs: Mapping[int, int] = field(default_factory=dict)
-    paused_by: str = ""
+    pauses: Sequence[Pause] = ()
     budget_usd: float = 0.0
     spent_usd: float = 0.0
 
@@ -80,8 +81,9 @@ def order(head: Head, flight: Mapping[int, int]) -> tuple[int, int, int, str]:
 
 
 def _held(head: Head, flight: Mapping[int, int], policy: Policy) -> tuple[WaitingReason, str] | None:
-    if policy.paused_by:
-        return WaitingReason.PAUSED, f"the fleet is paused by {policy.paused_by}"
+    for pause in policy.pauses:
+        if pause.scope is PauseScope.FLEET or pause.repo_id == head.repo_id:
+            return WaitingReason.PAUSED, pause_note(pause)
     if policy.budget_usd and policy.spent_usd >= policy.budget_usd:
         return WaitingReason.BUDGET, f"${policy.spent_usd:.2f} of today's ${policy.budget_usd:.2f} are spent"
     pr_cap = policy.pr_caps.get(head.repo_id, 0)
@@ -93,6 +95,14 @@ def _held(head: Head, flight: Mapping[int, int], policy: Policy) -> tuple[Waitin
     if running >= cap:
         return WaitingReason.CAP, f"{running} of {cap} running in this repository"
     return None
+
+
+def pause_note(pause: Pause) -> str:
+    """Who paused what, until when and why, as plain text."""
+    what = "the whole fleet" if pause.scope is PauseScope.FLEET else "this repository"
+    until = "" if pause.until_ms is None else f", until {datetime.fromtimestamp(pause.until_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+    why = f": {pause.reason}" if pause.reason else ""
+    return f"{what}, by {pause.by}{until}{why}"
 
 
 def _busy(flight: Mapping[int, int], policy: Policy) -> tuple[WaitingReason, str] | None:

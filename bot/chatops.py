@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple, Protocol, TypeAlias
@@ -21,13 +22,19 @@ from bot.models import (
     Actor,
     Ask,
     CancelResult,
+    Decision,
     IssueFacts,
     IssueRef,
+    LogLine,
+    Pause,
+    PauseScope,
     Permission,
     Position,
     Reaction,
     Reply,
     RepoId,
+    RepositoryLoad,
+    Skip,
     Source,
     SprintId,
     SprintState,
@@ -36,6 +43,7 @@ from bot.models import (
     Verdict,
 )
 from bot.settings import RepositorySettings, Settings
+from bot.snapshot import FleetSnapshot
 
 NAMESPACE = "/dispatch"
 DEFAULT_VERB = "run"
@@ -133,6 +141,11 @@ def label_key(event_id: int) -> str:
 def launcher_key(repo_id: int, issue: int, attempt: int) -> str:
     """The intent key of a backlog pick."""
     return f"launch:{repo_id}:{issue}:{attempt}"
+
+
+def gave_up_key(repo_id: int, issue: int, attempts: int) -> str:
+    """The intent key of the word that the backlog pick gives up on an issue."""
+    return f"gave_up:{repo_id}:{issue}:{attempts}"
 
 
 def terminal_key(fresh_id: str) -> str:
@@ -344,6 +357,52 @@ class Queue(Protocol):
     def counts(self) -> Mapping[SprintState, int]:
         """How many sprints of the fleet are in each state; a state without any may be missing."""
 
+    def prioritise(self, sprint_id: SprintId, priority: int) -> bool:
+        """Another priority for a sprint that waits; False where it waits no longer."""
+
+    def trail(self, limit: int) -> list[Decision]:
+        """The newest decisions about this issue, oldest first."""
+
+    def log(self, sprint_id: SprintId, limit: int) -> list[LogLine]:
+        """The last things a sprint did, oldest first; secrets were taken out before they were stored."""
+
+    def pauses(self) -> Sequence[Pause]:
+        """Every pause of the fleet and of any repository that holds now, the fleet's first."""
+
+    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str) -> Pause:
+        """Pauses the fleet or this repository, in the place of an earlier pause of the same."""
+
+    def resume(self, scope: PauseScope) -> Pause | None:
+        """Ends a pause; returns it, or None where none held."""
+
+    def skipped(self) -> Skip | None:
+        """The entry of this issue on the skip list."""
+
+    def skip(self, reason: str) -> Skip:
+        """Puts this issue on the skip list."""
+
+    def unskip(self) -> Skip | None:
+        """Takes this issue off the skip list; returns the entry, or None where there was none."""
+
+    def snapshot(self) -> FleetSnapshot:
+        """The fleet as the store knows it at this moment."""
+
+    def load(self) -> Sequence[RepositoryLoad]:
+        """What each repository has in flight and queued, the busiest first."""
+
+
+class Fact(StrEnum):
+    """What a command must know of the forge before it can decide; asked before the transaction opens.
+
+    ISSUE: the issue itself, also on the terminal. AUTHOR: what the issue's author may do here, for a verb that takes the text as an order.
+    WORK: open pull requests and open dependencies. COMMENTS: what people with write access have said.
+    """
+
+    ISSUE = "issue"
+    AUTHOR = "author"
+    WORK = "work"
+    COMMENTS = "comments"
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -368,7 +427,8 @@ class Command:
     """One verb. `run` is synchronous, because it runs inside the one write transaction; `summary` defaults to the first line of its docstring.
 
     `usage` and every example start with `/dispatch VERB` and must parse; `pulls` says whether it may be used on a pull request; `hidden` leaves
-    it out of the help.
+    it out of the help. `wants` are the facts it cannot do without: one that wants none works on the terminal while the forge is down. `of_issue`
+    is False for one that is about a repository or the fleet: the terminal need not name an issue.
     """
 
     run: Callable[[Context], Verdict]
@@ -378,10 +438,18 @@ class Command:
     summary: str = ""
     pulls: bool = True
     hidden: bool = False
+    wants: frozenset[Fact] = frozenset()
+    of_issue: bool = True
 
     def __post_init__(self) -> None:
         if not self.summary:
             object.__setattr__(self, "summary", (self.run.__doc__ or "").strip().partition("\n")[0].rstrip("."))
+
+
+def needed(command: Command, verb: str, repository: RepositorySettings) -> Permission:
+    """The level a verb needs in a repository: its own, or a higher one that the operator's settings name for it there."""
+    role = repository.roles.get(verb)
+    return command.needs if role is None else max(command.needs, Permission[role.upper()])
 
 
 def invalid(reason: str, name: str, **data: object) -> Verdict:
@@ -404,10 +472,9 @@ def decide(context: Context) -> Verdict:
         return invalid("unknown verb", "not_understood", text=ask.text, problem=f"There is no verb `{_shown(ask.verb)}`.", suggestion="")
     if is_old(ask, now_ms=context.now_ms, settings=context.settings):
         return invalid("found late", "too_old", text=ask.text or f"{NAMESPACE} {ask.verb}", asked_ms=ask.asked_ms, now_ms=context.now_ms)
-    if context.permission < command.needs and not is_forge_act(ask):
-        return denied(
-            "permission", "not_permitted", login=ask.actor.login, verb=ask.verb, needs=command.needs.name, has=context.permission.name
-        )
+    needs = needed(command, ask.verb, context.repository)
+    if context.permission < needs and not is_forge_act(ask):
+        return denied("permission", "not_permitted", login=ask.actor.login, verb=ask.verb, needs=needs.name, has=context.permission.name)
     if facts is not None and facts.is_pull and not command.pulls:
         return invalid("pull request", "not_on_pull", verb=ask.verb, issue=issue_of_branch(facts.head_branch))
     try:

@@ -19,10 +19,12 @@ from bot.document import At, Document, parse
 from bot.models import ConfigError
 from bot.redaction import MINIMUM_LENGTH, Secret
 from bot.settings import (
+    AlertSettings,
     EngineSettings,
     ForgeSettings,
     LimitSettings,
     MetricsSettings,
+    PagesSettings,
     PriceSettings,
     ProviderSettings,
     QueueSettings,
@@ -37,11 +39,13 @@ from bot.settings import (
 )
 
 __all__ = [
+    "AlertSettings",
     "EngineSettings",
     "ForgeSettings",
     "LimitSettings",
     "Loaded",
     "MetricsSettings",
+    "PagesSettings",
     "PriceSettings",
     "ProviderSettings",
     "QueueSettings",
@@ -60,6 +64,8 @@ __all__ = [
 
 FORGE_TOKEN = "forge-token"  # noqa: S105 - the name of a credential, not its value
 WEBHOOK_SECRET = "webhook-secret"  # noqa: S105
+PAGES_TOKEN = "pages-token"  # noqa: S105
+ALERTS_TOKEN = "alerts-token"  # noqa: S105
 FORGE_TOKEN_VARIABLE = "TIMMY_GITEA_TOKEN"  # noqa: S105
 WEBHOOK_SECRET_VARIABLE = "TIMMY_WEBHOOK_SECRET"  # noqa: S105
 SECRET_CAP = 16_384
@@ -91,6 +97,8 @@ class Secrets:
     forge_token: Secret
     webhook_secrets: tuple[Secret, ...]
     provider_keys: tuple[Secret | None, ...] = ()
+    pages_token: Secret | None = None
+    alerts_token: Secret | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ def load(path: Path, *, environ: Mapping[str, str]) -> Loaded:
     """Reads `path` and the secrets it names. Raises ConfigError with every fault found, as `FILE:LINE: KEY: what is wrong. Remedy: what to do.`
 
     Relative paths in the file are taken from its folder. Each secret is looked for in $CREDENTIALS_DIRECTORY (`forge-token`, `webhook-secret` and
-    `webhook-secret-*`, `provider-NAME`), then in the file that the settings name, then in the environment, which is warned of.
+    `webhook-secret-*`, `pages-token`, `alerts-token`, `provider-NAME`), then in the file that the settings name, then in the environment, which is warned of.
     """
     document = parse(path)
     if document.faults:
@@ -198,6 +206,8 @@ def _path_keys(document: Document) -> Iterator[tuple[Any, Any]]:
         (document.data, "state_dir"),
         (document.get("forge"), "token_file"),
         (document.get("forge"), "ca_file"),
+        (document.get("pages"), "token_file"),
+        (document.get("alerts"), "token_file"),
     ]
     for index in range(document.count("providers")):
         entry = document.get("providers", index)
@@ -302,6 +312,14 @@ def _cross_checks(document: Document) -> None:
             document.fault(
                 ("sandbox", "read_only_paths", index), f"{folder} does not exist", "name a folder of this machine, or take it out"
             )
+    issue, served = (
+        document.get("report", "issue"),
+        [document.get("repositories", n, "name") for n in range(document.count("repositories"))],
+    )
+    if isinstance(issue, str) and issue and issue.partition("#")[0].casefold() not in [str(name).casefold() for name in served]:
+        document.fault(
+            ("report", "issue"), f"{issue.partition('#')[0]} is not among the repositories", "name an issue of one that the bot serves"
+        )
     if document.get("sandbox", "kind") == "none":
         document.warn(("sandbox", "kind"), "the model's commands run without a sandbox", "install bubblewrap and take this line out")
     if stat.S_IMODE(document.path.stat().st_mode) & 0o022:
@@ -365,7 +383,29 @@ def _secrets(document: Document, environ: Mapping[str, str]) -> Secrets:
         )
     webhook = _webhook_secrets(document, environ, folder)
     keys = [_provider_key(document, environ, folder, index) for index in range(document.count("providers"))]
-    return Secrets(token or Secret(""), tuple(webhook), tuple(keys))
+    pages = _one(document, environ, folder, name=PAGES_TOKEN, at=("pages", "token_file"), variable="")
+    if pages is None and document.get("pages", "visibility") == "token":
+        document.fault(
+            ("pages", "token_file"),
+            "there is no access token for the pages, and `visibility: token` needs one",
+            f"name a file with it (`openssl rand -hex 32`), or give systemd the credential `{PAGES_TOKEN}`",
+        )
+    return Secrets(token or Secret(""), tuple(webhook), tuple(keys), pages, _alerts_token(document, environ, folder))
+
+
+def _alerts_token(document: Document, environ: Mapping[str, str], folder: Path | None) -> Secret | None:
+    """The bearer token of the receiver; one key of `alerts` without the other is a fault."""
+    at: At = ("alerts", "token_file")
+    token = _one(document, environ, folder, name=ALERTS_TOKEN, at=at, variable="")
+    repository = document.get("alerts", "repository")
+    if token is None and repository:
+        remedy = f"name a file with it (`openssl rand -hex 32`), or give systemd the credential `{ALERTS_TOKEN}`"
+        document.fault(at, "there is no token, and alerts without one are refused", remedy)
+    if token is not None and not repository:
+        document.fault(
+            ("alerts", "repository"), "is missing, and alerts are mirrored into issues there", "write OWNER/NAME, or take out the token"
+        )
+    return token
 
 
 def _webhook_secrets(document: Document, environ: Mapping[str, str], folder: Path | None) -> list[Secret]:

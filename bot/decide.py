@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
 import structlog
 
-from bot import chatops
+from bot import chatops, guard
 from bot.authorise import Allowed, Denied, Gate, NotYet
-from bot.chatops import Command, Context, TextEdited
+from bot.chatops import Command, Context, Fact, TextEdited
 from bot.config import RepositorySettings, Settings
 from bot.failpoints import Failpoints
 from bot.gitea.errors import ForgeError, Moved, NotFound, may_recover
@@ -19,10 +19,12 @@ from bot.gitea.forge import Forge
 from bot.models import (
     Actor,
     Ask,
+    Comment,
     DispatchError,
     EventKind,
     IssueFacts,
     IssueRef,
+    OpenPull,
     Permission,
     Reaction,
     Reply,
@@ -35,12 +37,13 @@ from bot.models import (
 from bot.repositories import Repositories
 from bot.store import Store, intents, sprints
 from bot.store.issue_queue import IssueQueue
-from bot.verdict import NEEDS_NO_ISSUE, write
+from bot.verdict import write
 
 log = structlog.get_logger()
 
 PERMISSION_SECONDS = 30.0
 NOT_YET_HOURS = 24
+TRUSTED_COMMENTS = 20
 
 
 class AskAgain(DispatchError):
@@ -105,6 +108,14 @@ class Decider:
         )
         return await self._gate.judge(ask, Permission.WRITE)
 
+    async def may_run(self, repo_id: RepoId, repo: str, actor: Actor) -> Allowed | Denied | NotYet:
+        """Whether the gate would let this person start a sprint here; the level is at most PERMISSION_SECONDS old."""
+        ref, repository = IssueRef.of(repo, 0), self._repositories.serves(repo_id, repo)
+        ask = Ask(key="", repo_id=repo_id, issue=ref, actor=actor, source=Source.SCHEDULE, verb="run", asked_ms=self._now_ms())
+        if repository is None:
+            return NotYet("the repository is not served")
+        return await self._gate.judge(ask, chatops.needed(self._commands["run"], "run", repository))
+
     async def text_edited(self, edit: TextEdited) -> None:
         """A text edited by somebody with write is frozen anew for the live sprint; anybody else's edit is met by `prepare`, which refuses."""
         active = await self._store.read(lambda conn: sprints.active(conn, edit.repo_id, edit.issue.number))
@@ -153,8 +164,9 @@ class Decider:
 
     async def _prepare(self, ask: Ask, repository: RepositorySettings) -> Verdict | Context:
         """Everything the decision needs from the forge, asked before the transaction opens."""
-        command = self._commands.get(ask.verb)
-        needs = command.needs if command is not None and not ask.error else Permission.READ
+        command = None if ask.error else self._commands.get(ask.verb)
+        needs = Permission.READ if command is None else chatops.needed(command, ask.verb, repository)
+        wants: frozenset[Fact] = frozenset() if command is None else command.wants
         judgement, facts = await asyncio.gather(self._gate.judge(ask, needs), self._facts(ask))
         if isinstance(judgement, NotYet):
             raise AskAgain(judgement.reason)
@@ -162,10 +174,12 @@ class Decider:
             log.warning("authorise.operator_error", error=judgement.operator_error, issue=str(ask.issue))
         if isinstance(judgement, Denied):
             return Verdict("denied", judgement.reason, judgement.reply)
+        if isinstance(facts, IssueFacts):
+            facts = await self._told(ask, self._wanted(ask, facts, wants))
         if isinstance(facts, Verdict):
             return facts
         author = Permission.NONE
-        if facts is not None and self._author_matters(ask, facts):
+        if facts is not None and Fact.AUTHOR in wants and self._author_matters(ask, facts):
             author = await self._author_level(ask, facts)
         return Context(
             ask=ask,
@@ -180,7 +194,7 @@ class Decider:
         )
 
     def _author_matters(self, ask: Ask, facts: IssueFacts) -> bool:
-        if ask.actor.is_terminal or facts.author_id == ask.actor.id or ask.verb not in {"run", "retry"}:
+        if ask.actor.is_terminal or facts.author_id == ask.actor.id:
             return False
         return ask.delivered_hash != text_hash(facts.title, facts.body)
 
@@ -193,9 +207,13 @@ class Decider:
             return Permission.NONE
 
     async def _facts(self, ask: Ask) -> IssueFacts | Verdict | None:
-        """The issue as it is now; None where only the terminal asks and the forge is silent; a Verdict where it is gone."""
+        """The issue as it is now."""
+        return await self._told(ask, self._read_issue(ask.repo_id, ask.issue))
+
+    async def _told(self, ask: Ask, asked: Awaitable[IssueFacts]) -> IssueFacts | Verdict | None:
+        """What the forge answers; None where only the terminal asks and the forge is silent; a Verdict where the issue is gone."""
         try:
-            return await self._read_issue(ask.repo_id, ask.issue)
+            return await asked
         except Moved:
             try:
                 await self._repositories.resolve(ask.repo_id)
@@ -203,13 +221,52 @@ class Decider:
                 raise AskAgain(str(error)) from error
             raise AskAgain("the repository has another name; asking again under it") from None
         except NotFound:
-            return None if ask.verb in NEEDS_NO_ISSUE else Verdict("error", "the issue is gone", Reply())
+            command = self._commands.get(ask.verb)
+            return Verdict("error", "the issue is gone", Reply()) if command is not None and command.wants else None
         except ForgeError as error:
             if ask.actor.is_terminal or chatops.is_forge_act(ask):
                 return None
             if may_recover(error):
                 raise AskAgain(str(error)) from error
             return Verdict("error", f"the forge does not show the issue: {error}", Reply(reaction=Reaction.CONFUSED))
+
+    async def _wanted(self, ask: Ask, facts: IssueFacts, wants: Collection[Fact]) -> IssueFacts:
+        """With what the command wants to know besides; nothing of it where the issue is closed and nothing can start."""
+        repo, number = ask.issue.full_name, ask.issue.number
+        if Fact.WORK in wants and not facts.is_pull and facts.state == "open":
+            pulls, blockers = await self.other_work(ask.repo_id, repo, number)
+            facts = replace(facts, pulls=pulls, blockers=blockers)
+        if Fact.COMMENTS in wants:
+            facts = replace(facts, comments=tuple(await self.trusted_comments(ask.repo_id, repo, number)))
+        return facts
+
+    async def other_work(self, repo_id: RepoId, repo: str, number: int) -> tuple[tuple[OpenPull, ...], tuple[str, ...]]:
+        """Open pull requests that do this work, and open issues that it depends on."""
+        me, pulls, dependencies = await asyncio.gather(
+            self._forge.me(), self._forge.pulls(repo, "open"), self._forge.dependencies(repo, number)
+        )
+        return guard.work_of(pulls, me_id=int(me["id"]), repo_id=repo_id, issue=number), guard.blockers(dependencies, repo)
+
+    async def trusted_comments(self, repo_id: RepoId, repo: str, number: int) -> list[Comment]:
+        """The newest comments by people with write, oldest first: only they, or people with write, can have written them."""
+        me = (await self._forge.me())["id"]
+        found: list[Comment] = []
+        for comment in reversed(await self._forge.comments(repo, number)):
+            user, body = comment.get("user") or {}, str(comment.get("body") or "")
+            if user.get("id") == me or not body or chatops.has_marker(body):
+                continue
+            actor = Actor(int(user.get("id") or -1), str(user.get("login") or ""))
+            try:
+                level = await self.permission_of(repo_id, repo, actor)
+            except ForgeError as error:
+                if may_recover(error):
+                    raise
+                continue
+            if level >= Permission.WRITE:
+                found.append(Comment(actor.login, body, str(comment.get("created_at") or "")))
+            if len(found) >= TRUSTED_COMMENTS:
+                break
+        return found[::-1]
 
     async def _read_issue(self, repo_id: int, ref: IssueRef) -> IssueFacts:
         issue, record = await asyncio.gather(self._forge.issue(ref.full_name, ref.number), self._repositories.record(repo_id))

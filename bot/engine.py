@@ -122,6 +122,10 @@ class Engine:
         self._worker.start()
         self._client = DBOSClient(system_database_url=self._url, application_name=NAME, serializer=DBOSPortableJSONSerializer(), lazy=True)
         if self._scheduled:
+            for known in await DBOS.list_schedules_async():
+                # One that the configuration no longer names would be fired for ever, at a workflow that nobody knows.
+                if known["schedule_name"] not in self._scheduled:
+                    await DBOS.delete_schedule_async(known["schedule_name"])
             await DBOS.apply_schedules_async(
                 [
                     {"schedule_name": name, "workflow_fn": self._ticks[name], "schedule": cron, "context": {}}

@@ -14,11 +14,12 @@ from bot.config import Settings
 from bot.engine import Engine, parse_workflow_id, workflow_id
 from bot.failpoints import Failpoints
 from bot.models import EventKind, FailureReason, Outcome, OutcomeKind, SprintEvent, SprintId, Stop, WaitingReason
-from bot.store import Store, cursors, intents, sprints, steps, workers
+from bot.store import Store, intents, pauses, sprints, steps, workers
 
 log = structlog.get_logger()
 
 SHOWN_PLACES = 5
+SHOWN_HELD = 20
 FAR_PLACES = 50
 FAR_SECONDS = 600.0
 AGE_SECONDS = 60.0
@@ -54,8 +55,8 @@ class Leader:
         self._now_ms = now_ms
         self._event = asyncio.Event()
         self._places: dict[str, int] = {}
-        self._held: set[int] | None = None
-        self._last = dict.fromkeys(("sweep", "age", "far"), 0.0)
+        self._held: dict[int, WaitingReason] | None = None
+        self._last = dict.fromkeys(("sweep", "age", "far", "hold"), 0.0)
 
     def kick(self) -> None:
         """Something changed: look at the queue now."""
@@ -70,7 +71,9 @@ class Leader:
             except Exception:
                 log.exception("leader.round")
             try:
-                await asyncio.wait_for(self._event.wait(), self._settings.timing.tick_seconds)
+                # Not wait_for, which before Python 3.12 swallows a cancellation that meets the event.
+                async with asyncio.timeout(self._settings.timing.tick_seconds):
+                    await self._event.wait()
             except TimeoutError:
                 continue
             finally:
@@ -134,13 +137,19 @@ class Leader:
 
     def _hold(self, conn: Connection, answers: Sequence[admission.Admit | admission.Wait], now: int) -> None:
         """A policy that holds the head holds its whole repository: what stands behind it must not look like work the fleet owes."""
-        before = sprints.held_repositories(conn, HELD) if self._held is None else self._held
+        before = dict.fromkeys(sprints.held_repositories(conn, HELD)) if self._held is None else self._held
         held = {answer.head.repo_id: answer for answer in answers if isinstance(answer, admission.Wait) and answer.reason in HELD}
-        for repo_id in before - held.keys():
+        for repo_id in before.keys() - held.keys():
             sprints.release(conn, repo_id, HELD, now)
+            sprints.show_first(conn, repo_id, limit=SHOWN_HELD, now_ms=now)
+        # What came back to the queue with a reason of its own is found by the look at all of them, now and then.
+        all_of_them = bool(held) and self._due("hold", AGE_SECONDS)
         for repo_id, answer in held.items():
-            sprints.hold(conn, answer.head.id, repo_id, answer.reason, answer.note, now_ms=now)
-        self._held = set(held)
+            renamed = all_of_them or before.get(repo_id) != answer.reason
+            sprints.hold(conn, answer.head.id, repo_id, answer.reason, answer.note, now_ms=now, renamed=renamed)
+            if before.get(repo_id) != answer.reason:
+                sprints.show_first(conn, repo_id, limit=SHOWN_HELD, now_ms=now)
+        self._held = {repo_id: answer.reason for repo_id, answer in held.items()}
 
     def _wait(self, conn: Connection, answer: admission.Wait, now: int) -> None:
         if sprints.wait(conn, answer.head.id, answer.reason, answer.note, now):
@@ -158,7 +167,6 @@ class Leader:
     def _policy(self, conn: Connection, now: int) -> admission.Policy:
         timeout = int(self._settings.timing.lease_seconds * 1000)
         live = [worker for worker in workers.live(conn, timeout) if not worker.draining]
-        pause = cursors.get(conn, cursors.PAUSED)
         names = {name.casefold(): repo_id for repo_id, name in self._repo_ids().items()}
         caps: dict[int, int] = {}
         pr_caps: dict[int, int] = {}
@@ -175,7 +183,7 @@ class Leader:
             default_cap=self._settings.queue.max_per_repository,
             pr_caps=pr_caps,
             open_prs=sprints.open_prs(conn) if any(pr_caps.values()) else {},
-            paused_by=pause["by"] if pause else "",
+            pauses=pauses.current(conn, now),
             budget_usd=budget,
             spent_usd=steps.spent_since(conn, now - DAY_MS) if budget else 0.0,
         )

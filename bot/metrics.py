@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Generic, TypeVar
@@ -86,7 +86,10 @@ M = TypeVar("M", Counter, Gauge, Histogram)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """The label values that only configuration and discovery know; whatever is not among them becomes `other`. `chain` pairs provider and model."""
+    """The label values that only configuration and discovery know; whatever is not among them becomes `other`.
+
+    `chain` pairs provider and model; `logins` are the providers whose key is renewed by a login.
+    """
 
     version: str = ""
     revision: str = ""
@@ -95,6 +98,7 @@ class Vocabulary:
     agents: tuple[str, ...] = ()
     chain: tuple[tuple[str, str], ...] = ()
     endpoints: tuple[str, ...] = ()
+    logins: tuple[str, ...] = ()
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -180,6 +184,28 @@ class _Late(Collector):
             yield GaugeMetricFamily(self._name, self._text, value=self.value)
 
 
+class _Expiries(Collector):
+    """When logins expire, as `ask` says at the scrape (provider -> Unix ms); what it cannot tell is absent and fails nothing else."""
+
+    def __init__(self, name: str, text: str, known: frozenset[str], ask: Callable[[], Mapping[str, int]]) -> None:
+        self._name = name
+        self._text = text
+        self._known = known
+        self._ask = ask
+
+    def describe(self) -> Iterable[Metric]:
+        return [GaugeMetricFamily(self._name, self._text)]
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self._name, self._text, labels=["provider"])
+        with suppress(Exception):
+            for provider, expires_ms in sorted(self._ask().items()):
+                if expires_ms > 0 and provider in self._known:
+                    family.add_metric((provider,), expires_ms / 1000)
+        if family.samples:
+            yield family
+
+
 class Metrics:
     """The metrics of one process on one registry. Every method is safe from any thread, cheap, and never raises on what it is told."""
 
@@ -214,6 +240,9 @@ class Metrics:
         self._handler_seconds = self._histogram(
             "handler_duration_seconds", "One run of one handler.", HTTP, Label("handler", words.handlers, "the files of `handlers/`")
         )
+        self._canary = self._late(
+            "webhook_canary_timestamp_seconds", "When the forge last agreed to send a test delivery; absent while it cannot be asked."
+        )
         self._missed = self._counter("reconcile_missed_events_total", "Work found by reconciliation that no webhook announced.")
         self._inbox_handled = self._counter(
             "inbox_handled_total", "Handlings of stored deliveries.", Label("result", ("done", "retry", "not_yet", "dead"))
@@ -222,7 +251,7 @@ class Metrics:
         self._outbox_failures = self._counter(
             "outbox_failures_total",
             "Failed writes to the forge of what it should show.",
-            Label("kind", ("status", "reply", "label", "reaction")),
+            Label("kind", ("status", "reply", "label", "reaction", "alert")),
         )
         self._commands = self._counter(
             "commands_total", "Answered commands.", command, Label("result", ("ok", "denied", "invalid", "rate_limited", "error"))
@@ -270,6 +299,19 @@ class Metrics:
             Label("from_provider", words.providers, provider.origin),
             Label("to_provider", words.providers, provider.origin),
         )
+        self._expiry = self._declare(
+            "auth_token_expiry_timestamp_seconds", "gauge", "When the key of a login expires; absent without an expiry.", (provider,)
+        )
+        self._logins = frozenset(words.providers)
+        self._refreshes = self._counter(
+            "auth_refresh_total", "Renewals of a login that were tried.", provider, Label("result", ("ok", "error"))
+        )
+        self._notifications = self._counter(
+            "alertmanager_notifications_total",
+            "Notifications that came to /alerts.",
+            Label("status", ("firing", "resolved")),
+            Label("result", ("ok", "error")),
+        )
         self._budget = self._late("llm_budget_usd", "Configured budget of a day; absent for none.")
         self._takeovers = self._counter("lease_takeovers_total", "Sprints of a dead worker taken over.")
         self._tools = self._counter(
@@ -306,12 +348,23 @@ class Metrics:
         self._zero(self._failures.at, product(FailureReason))
         self._zero(self._pulls.at, product(("opened", "updated", "merged", "closed_unmerged", "reverted"), words.models))
         self._zero(self._llm_requests.at, ((*pair, result) for pair in words.chain for result in LLM_RESULTS))
+        self._zero(self._refreshes.at, product(words.logins, ("ok", "error")))
+        self._zero(self._notifications.at, product(("firing", "resolved"), ("ok", "error")))
+        self._trace_of: Callable[[str], str] = _no_trace
         for collect in (ProcessCollector, PlatformCollector, GCCollector):
             collect(registry=registry)
 
     def read_store(self, reader: StoreReader, judge: Callable[[FleetSnapshot], Health], *, started_ms: int) -> None:
         """Adds the facts of the store, read and judged at every scrape; `started_ms` stands for the last delivery while there was none."""
         self.registry.register(_StoreCollector(self._stored, reader, judge, started_ms))
+
+    def read_logins(self, ask: Callable[[], Mapping[str, int]]) -> None:
+        """Adds when each provider's login expires (Unix ms), asked at every scrape."""
+        self.registry.register(_Expiries(*self._expiry[:2], self._logins, ask))
+
+    def traced_by(self, trace_of: Callable[[str], str]) -> None:
+        """Sprints have traces: `trace_of(sprint id)` is its trace's id (32 hex digits), told in exemplars."""
+        self._trace_of = trace_of
 
     def render(self, accept: str, *, compress: bool) -> Rendered:
         """The exposition for an `Accept` header. Blocks (store, rendering), so it belongs in a thread; raises what the store raises."""
@@ -406,6 +459,18 @@ class Metrics:
         with self._llm_inflight.at(provider).track_inprogress():
             yield
 
+    def login_refreshed(self, provider: str, *, ok: bool) -> None:
+        """A renewal of a login was tried."""
+        self._refreshes.at(provider, "ok" if ok else "error").inc()
+
+    def notified(self, status: str, result: str) -> None:
+        """A notification came to /alerts: firing or resolved, ok or error."""
+        self._notifications.at(status, result).inc()
+
+    def canary_sent(self, at_ms: int) -> None:
+        """The forge agreed to send a test delivery (Unix ms)."""
+        self._canary.value = at_ms / 1000
+
     def loop_lag(self, seconds: float) -> None:
         """How late the timer of the event loop fired."""
         self._lag_seconds.at().observe(max(0.0, seconds))
@@ -436,7 +501,9 @@ class Metrics:
         data = event.data
         outcome = _text(data, "outcome")
         duration = self._sprint_seconds.at(_text(data, "agent"), _text(data, "model"), outcome)
-        duration.observe(_amount(data, "seconds"), {"sprint": str(event.sprint_id)[:_EXEMPLAR_CHARACTERS]})
+        exemplar = {"sprint": str(event.sprint_id)[:_EXEMPLAR_CHARACTERS]}
+        trace = self._trace_of(event.sprint_id)
+        duration.observe(_amount(data, "seconds"), exemplar | ({"trace_id": trace} if trace else {}))
         self._turns.at(outcome).observe(_amount(data, "steps"))
         if outcome == OutcomeKind.FAILED:
             self._failures.at(_text(data, "reason")).inc()
@@ -555,6 +622,10 @@ class _StoreCollector(Collector):
 def _sprints(snapshot: FleetSnapshot) -> dict[tuple[str, ...], float]:
     counts: dict[tuple[str, ...], float] = {(state,): snapshot.sprints.get(state, 0) for state in LIVE_STATES}
     return counts | {(SprintState.QUEUED,): snapshot.runnable, (WAITING,): snapshot.held}
+
+
+def _no_trace(_sprint_id: str) -> str:
+    return ""
 
 
 def _one(value: float) -> dict[tuple[str, ...], float]:

@@ -239,8 +239,31 @@ class Actor:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenPull:
+    """An open pull request that does the work of an issue; `own` where the bot opened it, `how` says by what it is known (half a sentence)."""
+
+    number: int
+    author: str
+    how: str
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A comment by somebody with write access; `at` is the forge's time of it."""
+
+    author: str
+    text: str
+    at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class IssueFacts:
-    """An issue as the forge told it at the moment of deciding; `text_hash` is that of title and body (`hash_text`)."""
+    """An issue as the forge told it at the moment of deciding; `text_hash` is that of title and body (`hash_text`).
+
+    `pulls` (open ones that do this work) and `blockers` (open issues it depends on, as `#3` or `owner/repo#3`) are there where the command wants
+    Fact.WORK, `comments` (by people with write, oldest first) where it wants Fact.COMMENTS.
+    """
 
     title: str
     body: str
@@ -251,6 +274,9 @@ class IssueFacts:
     labels: tuple[str, ...]
     head_branch: str = ""
     archived: bool = False
+    pulls: tuple[OpenPull, ...] = ()
+    blockers: tuple[str, ...] = ()
+    comments: tuple[Comment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +332,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a command decided, to be stored as a row: `result` is ok, denied, invalid, rate_limited or error; `reason` is for `explain`."""
+    """What a command decided, to be stored as a row: `result` is ok, denied, invalid, rate_limited or error; `reason` is for `explain`.
+
+    `exit_code` is what the command line ends with where the result is ok: for a verb whose answer is itself good or bad news.
+    """
 
     result: str
     reason: str
     reply: Reply
     sprint_id: SprintId | None = None
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,6 +484,91 @@ class Position:
     place: int
     ahead: int
     capped: bool = False
+
+
+class PauseScope(StrEnum):
+    """What a pause holds: everything, or one repository."""
+
+    FLEET = "fleet"
+    REPO = "repo"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause that holds now: `repo_id` is 0 and `repo` empty for the fleet; `until_ms` is None where only a person ends it."""
+
+    scope: PauseScope
+    repo_id: int
+    repo: str
+    by: str
+    since_ms: int
+    until_ms: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """An issue that a person has put on the skip list."""
+
+    repo_id: int
+    issue: int
+    by: str
+    since_ms: int
+    reason: str = ""
+
+
+class ObstacleKind(StrEnum):
+    """What speaks against starting work that may be done already, or should not be done."""
+
+    SKIPPED = "skipped"
+    LABEL = "label"
+    OWN_PULL = "own_pull"
+    PULL = "pull"
+    DEPENDENCY = "dependency"
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """One reason against a start: `subject` is the label, pull request or issue, `who` the person behind it, `note` the words known about it."""
+
+    kind: ObstacleKind
+    subject: str = ""
+    who: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One row of the trail that `explain` shows."""
+
+    made_ms: int
+    kind: str
+    result: str
+    reason: str
+    actor: str
+    sprint_id: SprintId | None
+    intent_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One thing a sprint did, in order: a tool call (`result` None while it runs), or a model call that failed (`tool` empty, `result` its error)."""
+
+    attempt: int
+    n: int
+    tool: str
+    arguments: str
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryLoad:
+    """What one repository has in flight and in the queue."""
+
+    repo_id: int
+    repo: str
+    in_flight: int
+    queued: int
 
 
 class CancelResult(StrEnum):

@@ -99,7 +99,9 @@ class Projector:
                 except Exception:
                     log.exception("projector.work")
                 try:
-                    await asyncio.wait_for(self._event.wait(), self._tick)
+                    # Not wait_for, which before Python 3.12 swallows a cancellation that meets the event.
+                    async with asyncio.timeout(self._tick):
+                        await self._event.wait()
                 except TimeoutError:
                     continue
                 finally:
@@ -222,6 +224,11 @@ class Projector:
                 await self._forge.edit_comment(repo, known, body)
             except NotFound:
                 await self._forge.issue(repo, issue)
+                # Deleted by a person; a former life may have made it anew and not remembered it.
+                found = await self._forge.find_comment(repo, issue, replies.marker(key), (await self._forge.me())["id"], since - SINCE)
+                if found is not None:
+                    await self._forge.edit_comment(repo, int(found["id"]), body)
+                    return int(found["id"])
             else:
                 return known
         return int((await self._forge.comment(repo, issue, body))["id"])

@@ -6,11 +6,10 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from bot.models import IssueRef, Limits
+from bot.models import Comment, IssueRef, Limits
 
 if TYPE_CHECKING:
     import jinja2
@@ -35,15 +34,6 @@ _TAGS: Final = re.compile(
     r"|<\|[^<>|]{0,80}\|>|\[/?INST\]|<</?SYS>>",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Comment:
-    """A comment as it was frozen at approval, by someone with write access."""
-
-    author: str
-    text: str
-    at: str = ""
 
 
 def clean(text: str, *, delimiter: str = "", cap: int = TEXT_CAP) -> str:
@@ -122,6 +112,11 @@ def task_prompt(
         agents_md=clean(agents_md, delimiter=delimiter),
         delimiter=delimiter,
     )
+
+
+def manual_prompt(*, ref: IssueRef, clone_url: str, base_branch: str, checks: Sequence[str], delimiter: str, task: str, bot: str) -> str:
+    """All that another agent, or a person with one, needs for an issue: rules, where to work, and the `task` of `task_prompt`; no credential."""
+    return _render("manual", ref=ref, clone_url=clone_url, base_branch=base_branch, checks=checks, delimiter=delimiter, task=task, bot=bot)
 
 
 def warning(left: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar, assert_never
 
 from bot.models import (
@@ -21,7 +24,7 @@ from bot.models import (
     Stop,
     WaitingReason,
 )
-from bot.redaction import neutralise
+from bot.redaction import Secret, neutralise
 
 VERSION_MARK = "<!-- timmy-dispatch:v1"
 TEXT_CAP = 60_000
@@ -29,6 +32,19 @@ SUMMARY_CAP = 8_000
 TITLE_CAP = 200
 LISTED = 20
 SHORT_SHA = 10
+KEY_DIGITS = 32
+# The reason of a refusal that the change itself has earned; any other is told by its detail alone.
+POLICY = "policy"
+# Keys of what mirrors alerts begin so.
+ALERT = "alert:"
+ALERTS_LISTED = 50
+ALERT_TEXT = 600
+_PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/[A-Za-z0-9._~/-]*)?")
+# The reason of a refusal that `force` overrides: the work is done by somebody else, or not wanted.
+OTHER_WORK = "other_work"
+LOG_CAP = 16_000
+RESULT_CAP = 800
+PROMPT_CAP = 50_000
 
 _SAID: dict[str, Callable[..., str]] = {}
 _Said = TypeVar("_Said", bound=Callable[..., str])
@@ -36,14 +52,25 @@ _Said = TypeVar("_Said", bound=Callable[..., str])
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Our own configured addresses without a trailing slash: the forge as people open it, and our pages ("" where there are none)."""
+    """Our own configured addresses without a trailing slash: the forge as people open it, and our pages ("" where there are none).
+
+    `secret` makes the key that a sprint's link carries; None where the pages need none.
+    """
 
     forge: str
     pages: str = ""
+    secret: Secret | None = None
 
     def sprint(self, sprint_id: str) -> str:
-        """The page of a sprint, or ""."""
-        return f"{self.pages}/sprints/{sprint_id}" if self.pages else ""
+        """The page of a sprint with the key that opens it, or ""."""
+        key = self.key(sprint_id)
+        return f"{self.pages}/sprints/{sprint_id}{'?key=' if key else ''}{key}" if self.pages else ""
+
+    def key(self, sprint_id: str) -> str:
+        """The key of one sprint's page: nobody can guess it, and whoever may read the issue finds it there; "" where none is needed."""
+        if self.secret is None:
+            return ""
+        return hmac.new(self.secret.reveal().encode(), f"sprint:{sprint_id}".encode(), hashlib.sha256).hexdigest()[:KEY_DIGITS]
 
     def pull(self, issue: IssueRef, number: int) -> str:
         """A pull request of the issue's repository."""
@@ -70,6 +97,14 @@ def render(reply: Reply, *, key: str) -> str:
         return ""
     said = _SAID.get(reply.name)
     return with_marker(said(**reply.data) if said else unknown_answer(), key)
+
+
+def on_terminal(reply: Reply) -> str:
+    """A reply for the command line: without folds and marker; the prompt is the prompt and nothing else."""
+    if reply.name == "prompt_text":
+        return str(reply.data["text"])
+    text = render(reply, key="").partition(VERSION_MARK)[0]
+    return re.sub(r"</?details>|</summary>", "", text.replace("<summary>", "")).replace("\u200b", "").strip()
 
 
 def marker(key: str) -> str:
@@ -107,6 +142,18 @@ def _one_line(text: str, limit: int) -> str:
 
 def _disarm(text: str) -> str:
     return re.sub(r"([#!])(?=\d)", "\\1\u200b", text)
+
+
+def fenced(text: str) -> str:
+    """Text as a code block that it cannot end by itself."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text.strip()}\n{fence}"
+
+
+def moment(ms: int) -> str:
+    """`2026-11-25 14:03 UTC`."""
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def ordinal(number: int) -> str:
@@ -150,7 +197,7 @@ def waiting_in_words(reason: WaitingReason) -> str:
         case WaitingReason.BUDGET:
             return "the budget of the day is used up"
         case WaitingReason.PAUSED:
-            return "an operator has paused the bot here"
+            return "the bot is paused"
         case WaitingReason.QUIET_HOURS:
             return "these are quiet hours"
         case WaitingReason.APPROVAL:
@@ -289,6 +336,13 @@ def _settled(view: SprintView, links: Links) -> list[str]:
         case OutcomeKind.NO_CHANGE:
             following = "If something should change here, say what in the issue or in a comment such as `/dispatch run please also ...`."
             return ["🟰 **Done: nothing was changed**, so there is no pull request.", detail, following]
+        case OutcomeKind.REFUSED if view.reason != POLICY:
+            following = (
+                "To start all the same: `/dispatch run force`."
+                if view.reason == OTHER_WORK
+                else "When that has changed, ask again with `/dispatch retry`."
+            )
+            return ["⛔ **Refused: nothing was published.**", detail, following]
         case OutcomeKind.REFUSED:
             kept = f" The patch is kept on the [sprint's page]({links.sprint(view.id)})." if links.pages else ""
             head = f"⛔ **Not published: the change breaks a rule of this repository.**{kept}"
@@ -348,7 +402,9 @@ def _check_result(check: Mapping[str, Any]) -> str:
 
 
 def _warnings(view: SprintView) -> list[str]:
-    return ["⚠️ Runs **without a sandbox**, as the operator has set it."] if view.sandbox == "none" and view.state in RUNNING else []
+    if view.sandbox != "none" or view.state not in {*RUNNING, SprintState.SETTLED}:
+        return []
+    return [f"⚠️ {'Runs' if view.state in RUNNING else 'Ran'} **without a sandbox**, as the operator has set it."]
 
 
 def _figures(view: SprintView, now_ms: int) -> str:
@@ -429,11 +485,12 @@ def pr_body(
     level = "**without a sandbox**" if sandbox == "none" else f"sandbox {code(sandbox)}" if sandbox else "sandbox unknown"
     blocks = [
         f"Closes #{issue}",
+        # Before any word of the agent, which might talk a reviewer out of it.
+        "**Look closely at:**\n\n" + _list([code(path) for path in flagged]) if flagged else "",
         ("The agent says:\n\n" + quoted(summary)) if summary.strip() else "The agent left no summary.",
         "**Checks**, run by the bot on exactly this tree:\n\n" + _checks(checks)
         if checks
         else "**Checks**: none are declared for this repository.",
-        "**Look closely at:**\n\n" + _list([code(path) for path in flagged]) if flagged else "",
         f"<sub>Written{by} by {models_said}, {level}. Read it like a stranger's work before you merge.{page}</sub>",
     ]
     return with_marker("\n\n".join(block for block in blocks if block), key)
@@ -510,7 +567,7 @@ def _outcome_in_words(sprint: Mapping[str, Any]) -> str:
         case OutcomeKind.NO_CHANGE:
             return "done: nothing was changed"
         case OutcomeKind.REFUSED:
-            return "not published, because the change breaks a rule"
+            return "not published, because the change breaks a rule" if sprint["reason"] == POLICY else "refused"
         case OutcomeKind.BUDGET:
             return f"stopped at a limit{draft}"
         case OutcomeKind.CANCELLED:
@@ -545,24 +602,25 @@ def already_active(sprint: Json) -> str:
 
 
 @says
-def status(active: Json | None, last: Json | None, now_ms: int) -> str:
-    """Where this issue stands."""
+def status(active: Json | None, last: Json | None, now_ms: int, pauses: Sequence[Json] = (), skip: Json | None = None) -> str:
+    """Where this issue stands, and what holds it back."""
+    held = [f"⏸️ {pause_in_words(pause)}." for pause in pauses] + ([f"⏭️ {skip_in_words(skip, now_ms)}."] if skip else [])
     if active is None and last is None:
-        return "Nothing has run on this issue yet. `/dispatch run` starts."
-    lines = []
+        return "\n\n".join([*held, "Nothing has run on this issue yet." + ("" if skip else " `/dispatch run` starts.")])
+    lines = held
     if active is not None:
         lines.append(f"**Now:** {sprint_in_words(active)} (for {duration(now_ms - active['since_ms'])}).")
     if last is not None:
         lines.append(f"**{'Before' if active else 'Last'}:** {sprint_in_words(last)} ({duration(now_ms - last['since_ms'])} ago).")
-    if active is None:
+    if active is None and not skip:
         lines.append("`/dispatch retry` starts again.")
     return "\n\n".join(lines)
 
 
 @says
-def queue(rows: Sequence[Json], running: int, waiting: int, hidden: int) -> str:
+def queue(rows: Sequence[Json], running: int, waiting: int, hidden: int, pauses: Sequence[Json] = ()) -> str:
     """The fleet's line. References stand in code spans, so that asking leaves no trace in the other issues."""
-    head = f"{plural(running, 'sprint')} running, {waiting:,} waiting."
+    head = " ".join([f"{plural(running, 'sprint')} running, {waiting:,} waiting.", *(f"⏸️ {pause_in_words(pause)}." for pause in pauses)])
     more = f"{hidden:,} of them not shown: in other repositories, or further down." if hidden else ""
     if not rows:
         return " ".join(part for part in (head, "None of this repository is among the first." if hidden else "", more) if part)
@@ -602,6 +660,215 @@ def nothing_to_cancel() -> str:
 def nothing_to_retry() -> str:
     """No settled sprint."""
     return "There is nothing to retry: no sprint has ended on this issue yet. `/dispatch run` starts the first one."
+
+
+@says
+def in_the_way(*, obstacles: Sequence[str], skipped: bool) -> str:
+    """The guard: somebody else does this work, or does not want it done; each obstacle is a sentence without a full stop, as plain text."""
+    unskip = "To take it off the list: `/dispatch unskip`. " if skipped else ""
+    listed = _list([f"{escape(obstacle, 400)}" for obstacle in obstacles])
+    return f"Not started:\n\n{listed}\n\n{unskip}To start all the same: `/dispatch run force`."
+
+
+@says
+def paused(pause: Json, now_ms: int, running: int, waiting: int) -> str:
+    """A pause was set."""
+    what = "fleet" if pause["scope"] == "fleet" else "repo"
+    runs = f"{plural(running, 'sprint')} running now will be finished" if running else "Nothing runs at the moment"
+    held = f"what waits ({waiting:,}) keeps its place" if waiting else "what is asked for now waits"
+    end = f"It ends by itself in {duration(pause['until_ms'] - now_ms)}; earlier with" if pause["until_ms"] else "It ends with"
+    return f"⏸️ {pause_in_words(pause)}. {runs}; {held}. {end} `/dispatch resume {what}`."
+
+
+@says
+def resumed(pause: Json, now_ms: int, fleet: Json | None) -> str:
+    """A pause was ended."""
+    what = _scope(pause)
+    head = f"▶️ Resumed: {what} was paused for {duration(now_ms - pause['since_ms'])} by {_person(pause['by'])}."
+    return f"{head} {_still(fleet) or 'What waited goes on now.'}"
+
+
+@says
+def nothing_to_resume(scope: str, fleet: Json | None) -> str:
+    """No pause held."""
+    what = "the whole fleet" if scope == "fleet" else "this repository"
+    return " ".join(part for part in (f"There is nothing to resume: {what} is not paused.", _still(fleet)) if part)
+
+
+def _still(fleet: Json | None) -> str:
+    return f"But t{pause_in_words(fleet)[1:]}; an operator ends that with `/dispatch resume fleet`." if fleet else ""
+
+
+def pause_in_words(pause: Mapping[str, Any]) -> str:
+    """A pause as a sentence without its full stop."""
+    until = f" until {moment(pause['until_ms'])}" if pause["until_ms"] else ""
+    why = f": {escape(pause['reason'])}" if pause["reason"] else ""
+    what = _scope(pause)
+    return f"{what[0].upper()}{what[1:]} is paused by {_person(pause['by'])}{until}{why}"
+
+
+def _scope(pause: Mapping[str, Any]) -> str:
+    if pause["scope"] == "fleet":
+        return "the whole fleet"
+    return "this repository" if pause["here"] else f"the repository {code(pause['repo'])}"
+
+
+@says
+def skipped(*, reason: str, cancelled: bool, running: bool) -> str:
+    """The issue is on the skip list now."""
+    why = f" ({escape(reason)})" if reason else ""
+    sprint = (
+        " Its sprint had not begun and is cancelled."
+        if cancelled
+        else (" The sprint that runs goes on; `/dispatch cancel` stops it." if running else "")
+    )
+    return (
+        f"⏭️ On the skip list{why}: I leave this issue alone, whoever asks.{sprint} "
+        "Back off the list: `/dispatch unskip`. Once in spite of it: `/dispatch run force`."
+    )
+
+
+@says
+def unskipped(skip: Json, now_ms: int) -> str:
+    """The issue is off the skip list."""
+    return f"Off the skip list, where {_person(skip['by'])} had put it {duration(now_ms - skip['since_ms'])} ago. `/dispatch run` starts."
+
+
+@says
+def not_skipped() -> str:
+    """It was not on the list."""
+    return "This issue is not on the skip list. `/dispatch run` starts."
+
+
+def skip_in_words(skip: Mapping[str, Any], now_ms: int) -> str:
+    """A skip list entry as a sentence without its full stop."""
+    why = f": {escape(skip['reason'])}" if skip["reason"] else ""
+    ago = duration(now_ms - skip["since_ms"])
+    return f"{_person(skip['by'])} has put this issue on the skip list {ago} ago{why} (`/dispatch unskip` takes it off)"
+
+
+@says
+def explanation(
+    rows: Sequence[Json], hidden: int, active: Json | None, last: Json | None, pauses: Sequence[Json], skip: Json | None, now_ms: int
+) -> str:
+    """Why things are as they are: where it stands now, then every decision about this issue, newest last."""
+    if not rows:
+        return status(active, last, now_ms, pauses, skip) + "\n\nNothing has been decided about this issue so far."
+    more = f"{hidden:,} older ones are left out.\n\n" if hidden else ""
+    trail = "\n".join(f"- {moment(row['made_ms'])}: {decision_in_words(row)}" for row in rows)
+    return f"{status(active, last, now_ms, pauses, skip)}\n\n**How it came to this**, newest last:\n\n{more}{trail}"
+
+
+def decision_in_words(row: Mapping[str, Any]) -> str:
+    """One row of the trail as a sentence."""
+    reason = escape(row["reason"], 300)
+    match row["kind"]:
+        case "admit":
+            return "it was its turn: a slot was reserved."
+        case "wait":
+            return f"it waits ({_one_line(row['result'], 40)}): {reason}."
+        case "requeue":
+            return f"back into the queue ({_one_line(row['result'], 40)}): {reason}."
+        case "settle":
+            detail = f": {reason}" if reason and reason != escape(row["result"]) else ""
+            return f"the sprint ended as {_one_line(row['result'], 40).replace('_', ' ')}{detail}."
+    asked = f"{_person(row['actor'])} asked for {code(row['kind'], 40)}"
+    meaning = {
+        "ok": reason,
+        "denied": f"refused, {reason}",
+        "invalid": f"not possible, {reason}",
+        "rate_limited": "refused, too many commands in a short time",
+        "error": f"an error, {reason}",
+    }.get(row["result"], reason)
+    return f"{asked}: {meaning}."
+
+
+@says
+def log(sprint: Json, lines: Sequence[Json]) -> str:
+    """The last things a sprint did, folded."""
+    head = f"The sprint is {sprint_in_words(sprint)}."
+    if not lines:
+        return f"{head} The agent has not called a tool so far."
+    text = "\n".join(_log_line(line) for line in lines)
+    text = text if len(text) <= LOG_CAP else "[cut]\n" + text[-LOG_CAP:]
+    return f"{head}\n\n<details><summary>The last {plural(len(lines), 'action')}</summary>\n\n{fenced(neutralise(text))}\n\n</details>"
+
+
+def _log_line(line: Mapping[str, Any]) -> str:
+    result = line["result"]
+    shown = "(still running, or cut off)" if result is None else result.strip()
+    shown = shown if len(shown) <= RESULT_CAP else f"{shown[:RESULT_CAP].rstrip()} [cut: {len(shown)} characters]"
+    what = f"{line['tool']} {_one_line(line['arguments'], 300)}" if line["tool"] else "the model gave no answer"
+    return f"{line['n']}. {what}\n" + "\n".join(f"    {part}" for part in shown.splitlines())
+
+
+@says
+def nothing_logged() -> str:
+    """No sprint yet."""
+    return "There is no log: nothing has run on this issue yet. `/dispatch run` starts."
+
+
+@says
+def priority_set(sprint: Json, before: int, after: int) -> str:
+    """A queued sprint has another priority."""
+    return f"Priority {after} instead of {before} (1 is most urgent). The sprint is {sprint_in_words(sprint)}."
+
+
+@says
+def not_waiting(sprint: Json | None) -> str:
+    """Only what waits has a priority to change."""
+    if sprint is None:
+        return (
+            "There is no sprint of this issue in the queue, so there is no priority to change. `/dispatch run priority=N` starts with one."
+        )
+    return f"The sprint is {sprint_in_words(sprint)}: it waits for nobody any more, so its priority changes nothing."
+
+
+@says
+def health(verdict: str, reasons: Sequence[str], pauses: Sequence[Json]) -> str:
+    """The verdict on the fleet with its evidence."""
+    sign = {"working": "🟢", "idle": "🟢", "paused": "⏸️", "degraded": "🟡", "stalled": "🔴"}.get(verdict, "")
+    listed = [escape(reason, 400) for reason in reasons] + [pause_in_words(pause) for pause in pauses if pause["scope"] != "fleet"]
+    return f"{sign} **{verdict.upper()}**\n\n{_list(listed)}".strip()
+
+
+@says
+def fleet(workers: Sequence[Json], rows: Sequence[Json], hidden: int, pauses: Sequence[Json]) -> str:
+    """Workers and their slots, and what each repository has running and waiting."""
+    slots, busy = sum(worker["slots"] for worker in workers), sum(worker["running"] for worker in workers)
+    head = (
+        f"{plural(len(workers), 'worker')}, {busy} of {plural(slots, 'slot')} busy."
+        if workers
+        else "No worker is there: the service does not run."
+    )
+    blocks = [" ".join([head, *(f"⏸️ {pause_in_words(pause)}." for pause in pauses)])]
+    if workers:
+        lines = ["| Worker | State | Busy | Last sign of life |", "|---|---|---|---|"]
+        lines += [
+            f"| {_cell(code(worker['name'], 60))} | {worker['state']} | {worker['running']} of {worker['slots']} | {duration(worker['age_ms'])} ago |"
+            for worker in workers[:LISTED]
+        ]
+        blocks.append("\n".join(lines))
+    if rows:
+        lines = ["| Repository | Running | Waiting |", "|---|---|---|"]
+        lines += [f"| {_cell(code(row['repo']))} | {row['in_flight']:,} | {row['queued']:,} |" for row in rows[:LISTED]]
+        blocks.append("\n".join(lines))
+    if hidden:
+        blocks.append(f"Besides, {plural(hidden, 'sprint')} in other repositories.")
+    elif not rows:
+        blocks.append("No sprint is queued or running.")
+    return "\n\n".join(blocks)
+
+
+@says
+def prompt_text(text: str, comments: int) -> str:
+    """The self-contained prompt, folded; in a fence it can be copied as it is, and nothing in it acts."""
+    cut = text if len(text) <= PROMPT_CAP else text[:PROMPT_CAP].rstrip() + "\n[cut]"
+    with_comments = f" with {plural(comments, 'comment')} by people with write access" if comments else ""
+    return (
+        f"The task of this issue{with_comments}, as a prompt for another agent. It holds no secret; whoever uses it brings their own access.\n\n"
+        f"<details><summary>The prompt</summary>\n\n{fenced(cut)}\n\n</details>"
+    )
 
 
 @says
@@ -679,6 +946,16 @@ def issue_closed() -> str:
 
 
 @says
+def gave_up(attempts: int, outcome: str, detail: str) -> str:
+    """The backlog pick has tried often enough."""
+    last = f" The last one ended as {code(outcome.replace('_', ' '), 40)}" + (f": {escape(detail, 300).rstrip('.')}." if detail else ".") if outcome else ""
+    return (
+        f"I took this issue from the backlog {plural(attempts, 'time')} and it came to nothing, so I do not take it up by myself again.{last}\n\n"
+        "Say what to do differently, or split it; `/dispatch run` starts whenever you ask, and `/dispatch explain` tells what happened."
+    )
+
+
+@says
 def not_our_pull() -> str:
     """A person's pull request."""
     return "Not started: this is a pull request of a person, and I do not work on those. Open an issue that says what to do, and ask there."
@@ -746,6 +1023,12 @@ def option_needs(option: str, needs: str) -> str:
 
 
 @says
+def ops_issue() -> str:
+    """To whoever asks for work on an issue that mirrors alerts."""
+    return "This issue mirrors an alert; I open and close it myself and never work on it. Open an issue that says what should be changed."
+
+
+@says
 def unknown_answer() -> str:
     """A row of another version."""
     return "This was answered by another version of the bot, and the words are lost. `/dispatch status` tells how things stand."
@@ -758,3 +1041,59 @@ def _verb(verb: str) -> str:
 def _problem(problem: str) -> str:
     # A problem quotes what a person wrote, in code spans that the grammar has made harmless; outside of those nothing is theirs.
     return neutralise(_one_line(problem, 400))
+
+
+def alert_key(group: str, number: int | str) -> str:
+    """The key of what is written for a group of alerts: number 3 of group 1f... is `alert:1f...:3`."""
+    return f"{ALERT}{group}:{number}"
+
+
+def mirrors_alerts(body: str) -> bool:
+    """True for the text of an issue that mirrors alerts: nothing is ever worked on there."""
+    return f"{VERSION_MARK} key={ALERT}" in body
+
+
+def alert_title(labels: Mapping[str, str]) -> str:
+    """One line of plain text: `Alert: DispatchFleetStalled`, with the other labels the group is formed by in brackets."""
+    name = labels.get("alertname", "")
+    rest = ", ".join(f"{key}={value}" for key, value in sorted(labels.items()) if key not in ("alertname", "service"))
+    words = f"{name or 'alerts'} ({rest})" if rest else name or "alerts"
+    return f"Alert: {_disarm(neutralise(_one_line(words, TITLE_CAP)))}"
+
+
+def alert_body(alerts: Sequence[Mapping[str, Any]]) -> str:
+    """What the issue of a group says: every alert that fires, since when, and what to do. `alerts` are those that fire, as the store has them."""
+    lines = [f"**{plural(len(alerts), 'alert')} firing.**" if alerts else "**Resolved.**", ""]
+    lines += [_alert(alert) for alert in alerts[:ALERTS_LISTED]]
+    if len(alerts) > ALERTS_LISTED:
+        lines.append(f"- and {len(alerts) - ALERTS_LISTED} more")
+    lines += ["", "<sub>I mirror Alertmanager here: the issue closes when nothing fires any more, and I never work on it.</sub>"]
+    return "\n".join(lines)
+
+
+def alert_comment(kind: str, added: Sequence[Mapping[str, Any]], gone: int, firing: int) -> str:
+    """What changed: `kind` is again, changed or resolved; `added` began to fire, `gone` ended, `firing` are left."""
+    if kind == "resolved":
+        return "Resolved: nothing of this group fires any more."
+    lines = ["It fires again." if kind == "again" else f"{plural(firing, 'alert')} firing now."]
+    if added:
+        lines += ["", "Began:", "", *(_alert(alert) for alert in added[:ALERTS_LISTED])]
+        if len(added) > ALERTS_LISTED:
+            lines.append(f"- and {len(added) - ALERTS_LISTED} more")
+    if gone and kind == "changed":
+        lines += ["", f"Ended: {gone}."]
+    return "\n".join(lines)
+
+
+def _alert(alert: Mapping[str, Any]) -> str:
+    labels, notes = alert["labels"], alert["annotations"]
+    shown = {key: value for key, value in labels.items() if key not in ("alertname", "service", "severity")}
+    since = datetime.fromtimestamp(max(0, alert["starts_us"]) / 1e6, UTC)
+    head = f"- **{escape(labels.get('alertname', 'alert'))}** ({escape(labels.get('severity', '') or 'no severity')}), since {since:%Y-%m-%d %H:%M:%S} UTC"
+    parts = [head, *(f"  {escape(notes[name], ALERT_TEXT)}" for name in ("summary", "description") if notes.get(name))]
+    if notes.get("runbook_url"):
+        url = notes["runbook_url"]
+        parts.append(f"  What to do: {f'<{url}>' if _PLAIN_URL.fullmatch(url) else code(url)}")
+    if shown:
+        parts.append("  " + ", ".join(code(f"{key}={value}") for key, value in sorted(shown.items())[:LISTED]))
+    return "\n".join(parts)

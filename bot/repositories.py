@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from bot.config import RepositorySettings, Settings
 from bot.gitea.errors import ForgeError, is_transient
 from bot.gitea.forge import Forge
-from bot.store import Store, cursors, sprints
+from bot.store import Store, cursors, pauses, sprints
 
 log = structlog.get_logger()
 
@@ -105,7 +105,12 @@ class Repositories:
         self._names[repo_id] = full_name
         self._records.pop(repo_id, None)
         await self._save()
-        await self._store.write(lambda conn: sprints.renamed(conn, repo_id, full_name))
+
+        def write(conn: Connection) -> None:
+            sprints.renamed(conn, repo_id, full_name)
+            pauses.renamed(conn, repo_id, full_name)
+
+        await self._store.write(write)
         log.info("repositories.renamed", repo_id=repo_id, full_name=full_name)
 
     def told(self, repo_id: int, record: object) -> None:

@@ -35,7 +35,9 @@ from bot.discovery import discover
 from bot.engine import VERSION as ENGINE_VERSION
 from bot.engine import Engine
 from bot.failpoints import Failpoints
+from bot.fleet.alerts import Mirror
 from bot.fleet.health import Thresholds, judge
+from bot.fleet.launcher import Launcher
 from bot.fleet.reconcile import Reconciler
 from bot.gitea.aiohttp import GiteaClient
 from bot.gitea.errors import ForgeError
@@ -49,7 +51,7 @@ from bot.models import EventKind, RepoId, SprintEvent, SprintId
 from bot.projector import Projector
 from bot.providers.chain import ProviderChain
 from bot.providers.entries import Resolver, hermes_home
-from bot.providers.health import EntryHealth, EntryState
+from bot.providers.health import EntryHealth, available
 from bot.providers.nous import nous_login
 from bot.reader import ROUTES as READER_ROUTES
 from bot.reader import IssueReader, read_route
@@ -58,13 +60,15 @@ from bot.repositories import Repositories
 from bot.sandbox import Bind, CommandResult, Sandbox, SandboxUnavailable, WorkspaceFiles
 from bot.sandbox import build as build_sandbox
 from bot.settings import split_listen
-from bot.snapshot import Fault, FleetSnapshot, Reason
+from bot.snapshot import Fault, FleetSnapshot, Health, Reason
 from bot.sprint import Kit, SprintStages
 from bot.store import Store, cursors, deliveries, outbox, providers, workers
 from bot.store.fleet import snapshot
+from bot.web.alerts import receiver
 from bot.web.app import build, listen
 from bot.web.intake import Intake
 from bot.web.observability import observability_app
+from bot.web.pages import Gate, Openness, Pages
 from bot.workspace import Workspaces
 
 log = structlog.get_logger()
@@ -153,12 +157,7 @@ class StoreReader:
 
     def snapshot(self) -> FleetSnapshot:
         """As of now; blocks."""
-        return self._store.read_sync(lambda conn: snapshot(conn, worker_timeout_ms=self._timeout_ms, available=_available))
-
-
-def _available(health: dict[str, Any], at_ms: int) -> bool:
-    known = EntryHealth.from_json(health)
-    return known.state is EntryState.HEALTHY or (known.state is EntryState.COOLING and known.until_ms <= at_ms)
+        return self._store.read_sync(lambda conn: snapshot(conn, worker_timeout_ms=self._timeout_ms, available=available))
 
 
 class Service:
@@ -181,6 +180,8 @@ class Service:
     engine: Engine
     leader: Leader
     reconciler: Reconciler
+    pages: Pages | None
+    mirror: Mirror | None
 
     def __init__(
         self,
@@ -216,6 +217,7 @@ class Service:
 
     def _all_secrets(self) -> list[Secret]:
         found = [self.secrets.forge_token, *self.secrets.webhook_secrets, *(key for key in self.secrets.provider_keys if key is not None)]
+        found += [token for token in (self.secrets.pages_token, self.secrets.alerts_token) if token is not None]
         for entry in self._resolver():
             found += entry.secrets()
         return [secret for secret in found if secret]
@@ -272,6 +274,8 @@ class Service:
         self._run(self.reconciler.run())
         self._run(self.stages.watch_stops())
         self._run(self.intake.run())
+        if self.mirror is not None:
+            self._run(self.mirror.run())
         self._run(self._measure_lag())
         await self._listen()
         log.info(
@@ -311,6 +315,7 @@ class Service:
             agents=tuple(name for name, _ in discover(agents_package, Backend)),
             chain=tuple((entry.provider, entry.model) for entry in entries),
             endpoints=(*ROUTES, *READER_ROUTES),
+            logins=tuple({entry.provider: None for entry in entries if entry.login}),
         )
         self.metrics = Metrics(CollectorRegistry(), vocabulary)
         self.metrics.budget(settings.queue.usd_per_day)
@@ -413,7 +418,7 @@ class Service:
     def _build_rooms(self, me: Mapping[str, Any]) -> None:
         settings, store, forge = self.settings, self.store, self.forge
         self.repositories = Repositories(store, forge, settings)
-        links = replies.Links(forge=settings.forge.public_url or settings.forge.url)
+        links = self._links()
         self.decider = Decider(
             store,
             forge,
@@ -469,6 +474,9 @@ class Service:
             now_ms=now_ms,
         )
         self._build_sprint(me, links)
+        self._build_fleet()
+        self.pages = self._build_pages(me, links)
+        self.mirror = self._build_mirror()
         self.leader = Leader(
             store,
             self.engine,
@@ -490,9 +498,46 @@ class Service:
             verbs=tuple(self.commands),
             take_in=self.inbox.take_in,
             missed=self.metrics.missed,
+            tested=self.metrics.canary_sent,
             last_delivery_ms=lambda: self.intake.last_ms,
             hook_url=settings.webhook.hook_url(),
             is_leader=lambda: self.lease.leader,
+            now_ms=now_ms,
+        )
+
+    def _links(self) -> replies.Links:
+        """What is shown to people; a sprint's link carries a key unless everybody may see every page."""
+        settings = self.settings
+        forge = settings.forge.public_url or settings.forge.url
+        if not settings.pages.enabled:
+            return replies.Links(forge)
+        secret = None if settings.pages.visibility == "public" else self._pages_secret()
+        return replies.Links(forge, settings.webhook.pages_url(), secret)
+
+    def _pages_secret(self) -> Secret:
+        return Secret(self.store.write_sync(lambda conn: str(cursors.setdefault(conn, "pages_secret", token_source.token_hex(32)))))
+
+    def _build_pages(self, me: Mapping[str, Any], links: replies.Links) -> Pages | None:
+        settings = self.settings
+        if not settings.pages.enabled:
+            return None
+        # Without the token and out of the metrics: what a stranger is refused is no trouble of the forge.
+        stranger = GiteaClient(settings.forge.url, Secret(""), ca_file=settings.forge.ca_file, user_agent=f"timmy-dispatch/{_version()}")
+        self._closers.append(stranger.close)
+        gate = Gate(
+            settings.pages, links=links, token=self.secrets.pages_token, secret=self._pages_secret(), is_open=Openness(Forge(stranger))
+        )
+        return Pages(
+            self.store,
+            gate,
+            links=links,
+            fleet=self._fleet,
+            kept_patch=self.workspaces.kept_patch,
+            scrub=self.scrub,
+            commands=self.commands,
+            trigger_label=settings.trigger_label,
+            bot=str(me["login"]),
+            version=_version(),
             now_ms=now_ms,
         )
 
@@ -518,6 +563,7 @@ class Service:
             sleep=asyncio.sleep,
             random=random.random,
             on_call=self._model_called,
+            in_flight=self.metrics.llm_inflight,
             on_fallback=lambda **facts: self._observe(SprintEvent(EventKind.FALLBACK, SprintId(""), now_ms(), dict(facts))),
             logins=self._logins(health),
         )
@@ -566,12 +612,49 @@ class Service:
         )
         self.engine.schedule("retention", RETENTION_CRON, self._retention)
 
+    def _build_fleet(self) -> None:
+        """What works by the clock; before the engine is launched."""
+        self.launcher = Launcher(
+            self.store,
+            self.forge,
+            self.repositories,
+            self.decider,
+            settings=self.settings,
+            kick_projector=self.projector.kick,
+            now_ms=now_ms,
+        )
+        for name, (cron, run) in self.launcher.schedules().items():
+            self.engine.schedule(name, cron, run)
+
     def _logins(self, health: StoredHealth) -> dict[str, Any]:
         setting = next((provider for provider in self.settings.providers if provider.from_hermes), None)
         if setting is None:
             return {}
         home = hermes_home(setting, environ=self._environ, home=self._home)
-        return {"nous": nous_login(home, self._environ, lease=health.try_lease, now_ms=now_ms)}
+        login = nous_login(home, self._environ, lease=health.try_lease, now_ms=now_ms, on_refresh=self._login_refreshed)
+        return {"nous": login}
+
+    def _login_refreshed(self, result: str) -> None:
+        for provider in {entry.provider for entry in self._resolver() if entry.login == "nous"}:
+            self.metrics.login_refreshed(provider, ok=result == "ok")
+
+    def _login_expiries(self) -> dict[str, int]:
+        return {entry.provider: entry.key_expires_ms for entry in self._resolver() if entry.login}
+
+    def _build_mirror(self) -> Mirror | None:
+        if self.secrets.alerts_token is None:
+            return None
+        return Mirror(
+            self.store,
+            self.forge,
+            repository=self.settings.alerts.repository,
+            scrub=self.scrub,
+            held=self.lease.held,
+            failed=self.metrics.outbox_failed,
+            count=self.metrics.notified,
+            tick_seconds=self.settings.timing.tick_seconds,
+            now_ms=now_ms,
+        )
 
     def _reader(self, repo: str, issue: int) -> IssueReader:
         repo_id = next((RepoId(key) for key, name in self.repositories.names().items() if name == repo), RepoId(0))
@@ -597,17 +680,28 @@ class Service:
 
     async def _listen(self) -> None:
         settings = self.settings
-        thresholds = Thresholds.of(settings)
         reader = StoreReader(self.store, int(settings.timing.lease_seconds * 1000))
-        also = (Reason(Fault.SANDBOX_UNPROVEN, self.sandbox_error),) if self.sandbox_error else ()
-        self.metrics.read_store(reader, lambda found: judge(found, thresholds, also), started_ms=now_ms())
+        self.metrics.read_store(reader, self._judge, started_ms=now_ms())
+        self.metrics.read_logins(self._login_expiries)
+        token = self.secrets.alerts_token
         watched = observability_app(
             render=lambda accept, compress: self.metrics.render(accept, compress=compress),
-            health=lambda: judge(reader.snapshot(), thresholds, also),
+            health=lambda: self._judge(reader.snapshot()),
             unready=self._unready,
+            alerts=receiver(self.mirror.take, token) if self.mirror is not None and token is not None else None,
         )
         self.metrics_port = await self._serve(watched, settings.metrics.listen)
-        self.webhook_port = await self._serve(build(self.intake.receive), settings.webhook.listen)
+        self.webhook_port = await self._serve(build(self.intake.receive, self.pages), settings.webhook.listen)
+
+    def _judge(self, found: FleetSnapshot) -> Health:
+        also = (Reason(Fault.SANDBOX_UNPROVEN, self.sandbox_error),) if self.sandbox_error else ()
+        tested = self.reconciler.tested_ms
+        canary_age = (found.now_ms - tested) / 1000 if tested else None
+        return judge(found, Thresholds.of(self.settings, canary_age=canary_age), also)
+
+    def _fleet(self, conn: Connection) -> tuple[FleetSnapshot, Health]:
+        found = snapshot(conn, worker_timeout_ms=int(self.settings.timing.lease_seconds * 1000), available=available)
+        return found, self._judge(found)
 
     def _unready(self) -> str:
         if self._stopping:

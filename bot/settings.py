@@ -13,6 +13,7 @@ from bot.models import Limits, StateLabel
 
 HIGHEST_PORT = 65_535
 NOBODY = 65_534
+MINUTES_A_DAY = 1440
 DATABASES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
 
 
@@ -65,6 +66,10 @@ def _repository(name: str) -> str:
     return name
 
 
+def _repository_or_empty(name: str) -> str:
+    return _repository(name) if name else name
+
+
 def _trigger(label: str) -> str:
     if not label.strip() or label in set(StateLabel):
         raise UnfitError(f"'{label}' cannot be the trigger label", "take a name of its own; the labels dispatch/... tell the state")
@@ -79,6 +84,69 @@ def _database(url: str) -> str:
     return url
 
 
+_CRON_FIELDS = (("second", 0, 59), ("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_CRON_NAMES = {
+    "month": ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"),
+    "weekday": ("sun", "mon", "tue", "wed", "thu", "fri", "sat"),
+}
+_CRON_ITEM = re.compile(r"(?:\*|(?P<first>[0-9]{1,2}|[a-z]{3})(?:-(?P<last>[0-9]{1,2}|[a-z]{3}))?)(?:/(?P<step>[1-9][0-9]?))?")
+
+
+def _cron(line: str) -> str:
+    fields = line.split()
+    remedy = 'write six fields, seconds first, in UTC, for example "0 */10 * * * *" for every ten minutes'
+    if len(fields) != len(_CRON_FIELDS):
+        raise UnfitError(f"'{line}' has {len(fields)} fields", remedy)
+    for text, (name, low, high) in zip(fields, _CRON_FIELDS, strict=True):
+        for item in text.casefold().split(","):
+            match = _CRON_ITEM.fullmatch(item)
+            ends = [_cron_number(end, name) for end in (match["first"], match["last"]) if end] if match else [-1]
+            if not all(low <= end <= high for end in ends) or ends != sorted(ends):
+                raise UnfitError(f"'{item}' is no {name} of a schedule", remedy)
+    return " ".join(fields)
+
+
+def _cron_number(text: str, field: str) -> int:
+    names = _CRON_NAMES.get(field, ())
+    if text.isdigit():
+        return int(text)
+    return names.index(text) + (field == "month") if text in names else -1
+
+
+def _cron_or_empty(line: str) -> str:
+    return _cron(line) if line.strip() else ""
+
+
+def split_hours(text: str) -> tuple[int, int]:
+    """First and last minute of the day of `22:00-06:00`; the end may lie on the next day. Raises UnfitError."""
+    match = re.fullmatch(r"([01]?[0-9]|2[0-4]):([0-5][0-9])-([01]?[0-9]|2[0-4]):([0-5][0-9])", text.replace(" ", ""))
+    first, last = (int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])) if match else (0, 0)
+    if not match or first == last or max(first, last) > MINUTES_A_DAY:
+        raise UnfitError(f"'{text}' are no hours", 'write HH:MM-HH:MM, for example "22:00-06:00"')
+    return first, last
+
+
+def _hours(text: str) -> str:
+    split_hours(text)
+    return text.replace(" ", "")
+
+
+def _timezone(name: str) -> str:
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, LookupError):
+        raise UnfitError(f"'{name}' is no time zone", "write a name such as Europe/Berlin, or UTC") from None
+    return name
+
+
+def _issue(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+#[1-9][0-9]{0,8}", text):
+        raise UnfitError(f"'{text}' is not an issue", "write OWNER/NAME#NUMBER, for example acme/ops#1")
+    return text
+
+
 def _user(uid: int) -> int:
     if uid == NOBODY:
         raise UnfitError(
@@ -91,6 +159,12 @@ Listen = Annotated[str, AfterValidator(_listen)]
 Url = Annotated[str, AfterValidator(_url)]
 OptionalUrl = Annotated[str, AfterValidator(_url_or_empty)]
 RepositoryName = Annotated[str, AfterValidator(_repository)]
+Cron = Annotated[str, AfterValidator(_cron)]
+OptionalCron = Annotated[str, AfterValidator(_cron_or_empty)]
+Hours = Annotated[str, AfterValidator(_hours)]
+TimeZone = Annotated[str, AfterValidator(_timezone)]
+OptionalIssue = Annotated[str, AfterValidator(_issue)]
+Rank = Annotated[int, Field(ge=1, le=9)]
 
 
 class Model(BaseModel):
@@ -130,9 +204,13 @@ class WebhookSettings(Model):
     )
     read_timeout_seconds: float = Field(default=10.0, gt=0, le=120, description="Time a delivery may take to arrive (seconds).")
 
+    def pages_url(self) -> str:
+        """The address of the pages: `public_url`, without the `/webhook` that an operator may have written there."""
+        return self.public_url.removesuffix("/webhook")
+
     def hook_url(self) -> str:
         """The address the hook posts to: `public_url` with `/webhook`, written once even where the operator wrote it already."""
-        return self.public_url if self.public_url.endswith("/webhook") else self.public_url + "/webhook"
+        return self.pages_url() + "/webhook"
 
 
 class MetricsSettings(Model):
@@ -141,6 +219,106 @@ class MetricsSettings(Model):
     listen: Listen = Field(
         default="127.0.0.1:9111", description="Address and port of /metrics, /healthz and /readyz; keep it off the internet."
     )
+
+
+class PagesSettings(Model):
+    """The web pages on the webhook's listener: the fleet, a sprint's transcript, help."""
+
+    enabled: bool = Field(default=True, description="Whether there are pages, and links to them in comments.")
+    visibility: Literal["repository", "token", "public"] = Field(
+        default="repository",
+        description="Who may read them. `repository`: whoever may read the repository on the forge (a private one's links carry a key); "
+        "`token`: only with the access token or such a link; `public`: whoever reaches the listener.",
+    )
+    token_file: Path | None = Field(default=None, description="File (mode 0600) with the access token that opens every page.")
+
+
+class AlertSettings(Model):
+    """The receiver /alerts on the metrics listener, which mirrors Alertmanager's alerts into issues; off while both keys are left out."""
+
+    token_file: Path | None = Field(
+        default=None,
+        description="File (mode 0600) with the token that Alertmanager sends as bearer; without it the receiver is off.",
+        examples=["alerts.token"],
+    )
+    repository: Annotated[str, AfterValidator(_repository_or_empty)] = Field(
+        default="", description="OWNER/NAME where the bot opens one issue an alert group; it may be one that the bot does not serve."
+    )
+
+
+class LauncherSettings(Model):
+    """The backlog: which open issue is taken next while nobody asks. Off by default."""
+
+    enabled: bool = Field(default=False, description="Whether the next suitable open issue is taken on a schedule.")
+    schedule: Cron = Field(default="0 */10 * * * *", description="When a round is held: cron with six fields, seconds first, UTC.")
+    per_round: int = Field(default=1, ge=1, le=100, description="Most issues taken in one round.")
+    epic_labels: tuple[str, ...] = Field(
+        default=("epic",), description="Labels of an issue that only holds others together; a title that begins with `[EPIC]` is the same."
+    )
+    study_labels: tuple[str, ...] = Field(default=("study",), description="Labels of an issue that people study first; `[STUDY]` likewise.")
+    skip_labels: tuple[str, ...] = Field(
+        default=(), description="Further labels of issues that are left alone, beside the top-level `skip_labels`."
+    )
+    priority_labels: dict[str, Rank] = Field(
+        default={}, description="Rank of an issue by its label, 1 (first) to 9; without one it is 5. Within a rank the oldest goes first."
+    )
+    quiet_hours: tuple[Hours, ...] = Field(
+        default=(), description='Hours in which nothing is taken, such as ["22:00-06:00"]; `timezone` says whose.'
+    )
+    timezone: TimeZone = Field(default="UTC", description="Time zone of the quiet hours.")
+    max_attempts: int = Field(
+        default=3, ge=1, le=100, description="Times an issue is taken before the bot gives up on it and says so there."
+    )
+    backoff_minutes: float = Field(
+        default=60.0, gt=0, description="Distance to the next attempt after one that came to nothing (minutes); it doubles each time."
+    )
+
+
+class RepositoryLauncherSettings(Model):
+    """The same for one repository; what is left out is as in `launcher`."""
+
+    enabled: bool | None = Field(default=None, description="Whether issues are taken here.")
+    schedule: OptionalCron = Field(default="", description="Rounds of this repository alone; empty: those of the fleet.")
+    epic_labels: tuple[str, ...] | None = Field(default=None, description="As `launcher.epic_labels`.")
+    study_labels: tuple[str, ...] | None = Field(default=None, description="As `launcher.study_labels`.")
+    skip_labels: tuple[str, ...] | None = Field(default=None, description="As `launcher.skip_labels`.")
+    priority_labels: dict[str, Rank] | None = Field(default=None, description="As `launcher.priority_labels`.")
+    quiet_hours: tuple[Hours, ...] | None = Field(default=None, description="As `launcher.quiet_hours`.")
+    timezone: TimeZone | None = Field(default=None, description="As `launcher.timezone`.")
+    max_attempts: int | None = Field(default=None, ge=1, le=100, description="As `launcher.max_attempts`.")
+    backoff_minutes: float | None = Field(default=None, gt=0, description="As `launcher.backoff_minutes`.")
+
+
+class ReportSettings(Model):
+    """The morning report."""
+
+    issue: OptionalIssue = Field(
+        default="", description="Issue that the report is posted to, OWNER/NAME#NUMBER of a served repository; empty: none is posted."
+    )
+    schedule: Cron = Field(default="0 0 6 * * *", description="When it is posted: cron with six fields, seconds first, UTC.")
+    hours: int = Field(default=24, ge=1, le=720, description="The window it covers (hours).")
+
+
+class ExportSettings(Model):
+    """Files for other programs, written from the database to the folder `exports` of the state folder."""
+
+    enabled: bool = Field(default=True, description="Whether results.csv and one log file a sprint are written.")
+    every_seconds: float = Field(default=60.0, gt=0, description="How often what is new is added (seconds).")
+
+
+class RetentionSettings(Model):
+    """How long what is over is kept (days). Sprints, intents, decisions and spend stay."""
+
+    deliveries_days: float = Field(default=7.0, gt=0, description="Handled deliveries.")
+    dead_letters_days: float = Field(default=30.0, gt=0, description="Deliveries that were given up.")
+    replies_days: float = Field(default=30.0, gt=0, description="Replies that are shown in the forge.")
+    workflows_days: float = Field(default=30.0, gt=0, description="Finished workflows of sprints.")
+    schedules_days: float = Field(default=7.0, gt=0, description="Finished workflows of schedules.")
+    journals_days: float = Field(
+        default=30.0, gt=0, description="What the model and its tools said in a sprint that is over; its steps, tokens and cost stay."
+    )
+    workspaces_days: float = Field(default=7.0, gt=0, description="Folders, and kept patches, of sprints that are over.")
+    logs_days: float = Field(default=90.0, gt=0, description="Log files of sprints in `exports`.")
 
 
 class RepositorySettings(Model):
@@ -161,6 +339,13 @@ class RepositorySettings(Model):
     allow_users: tuple[str, ...] = Field(default=(), description="Logins that may trigger here even without write access.")
     protected_paths: tuple[str, ...] = Field(default=(), description="Paths the agent may not change here, beside the built-in ones.")
     provider: str = Field(default="", description="Name of the provider to begin with here; empty: the first of the list.")
+    roles: dict[str, Literal["read", "write", "admin", "operator"]] = Field(
+        default={}, description="Level a command needs here, by its name, where that is higher than usual; a lower one changes nothing."
+    )
+    launcher: RepositoryLauncherSettings = Field(
+        default=RepositoryLauncherSettings(),
+        description="How the backlog of this repository is taken up, where that differs from `launcher`.",
+    )
 
 
 class LimitSettings(Model):
@@ -274,6 +459,10 @@ class Settings(Model):
     )
     webhook: WebhookSettings = Field(default=WebhookSettings(), description="Where Gitea's deliveries come in.")
     metrics: MetricsSettings = Field(default=MetricsSettings(), description="What Prometheus and health checks read.")
+    alerts: AlertSettings = Field(
+        default=AlertSettings(), description="Where Alertmanager's alerts are mirrored as issues; off by default."
+    )
+    pages: PagesSettings = Field(default=PagesSettings(), description="The web pages, and who may read them.")
     trigger_label: Annotated[str, AfterValidator(_trigger)] = Field(default="dispatch", description="Label that starts a sprint.")
     state_dir: Path = Field(description="Folder (mode 0700) for the database and the sprints' work.", examples=["/var/lib/timmy-dispatch"])
     database: Annotated[str, AfterValidator(_database)] = Field(
@@ -288,8 +477,18 @@ class Settings(Model):
     engine: str = Field(default="loop", min_length=1, description="Agent engine; `loop` is the built-in one.")
     sandbox: SandboxSettings = Field(default=SandboxSettings(), description="The wall round everything the model runs.")
     reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="How missed deliveries are found.")
+    launcher: LauncherSettings = Field(
+        default=LauncherSettings(), description="The backlog: which open issue is taken next while nobody asks."
+    )
+    report: ReportSettings = Field(default=ReportSettings(), description="The morning report.")
+    exports: ExportSettings = Field(default=ExportSettings(), description="results.csv and the log files of sprints.")
+    retention: RetentionSettings = Field(default=RetentionSettings(), description="How long what is over is kept.")
     timing: EngineSettings = Field(default=EngineSettings(), description="Leases, ticks and throttles; rarely touched.")
     protected_paths: tuple[str, ...] = Field(default=(), description="Paths the agent may not change anywhere, beside the built-in ones.")
+    skip_labels: tuple[str, ...] = Field(
+        default=("wontfix", "invalid", "duplicate", "question"),
+        description="Labels of an issue that is not worked on unless somebody asks with `run force`.",
+    )
     commands_per_comment: int = Field(default=5, ge=1, description="Most commands obeyed in one comment.")
     commands_per_person: int = Field(default=10, ge=1, description="Most commands of one person in `commands_window_minutes`.")
     commands_window_minutes: int = Field(default=10, ge=1, description="The window of that cap (minutes).")
@@ -299,6 +498,11 @@ class Settings(Model):
         """The settings of `owner/repo` (compared without case), or None where the bot does not serve it."""
         wanted = full_name.casefold()
         return next((repo for repo in self.repositories if repo.name.casefold() == wanted), None)
+
+    def launcher_of(self, repository: RepositorySettings) -> LauncherSettings:
+        """The launcher's settings in one repository: those of the fleet, with what the repository says otherwise."""
+        own = {name: value for name, value in repository.launcher if value not in (None, "")}
+        return self.launcher.model_copy(update=own)
 
     def database_url(self) -> str:
         """The SQLAlchemy URL of the one database: what is configured, else a SQLite file in the state folder."""

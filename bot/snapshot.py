@@ -70,11 +70,13 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class WorkerBeat:
-    """One worker slot: its name, what it does, and its last lease heartbeat (Unix ms)."""
+    """One worker process: its name, what it does, its last lease heartbeat (Unix ms), how many sprints it can run and how many it runs."""
 
     name: str
     state: WorkerState
     beat_ms: int
+    slots: int = 0
+    running: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class FleetSnapshot:
     it. `oldest_running_ms` is the earliest start among running ones. `last_progress_ms` is the last state change of any sprint other than its
     being enqueued, or the last begin or end of a model turn, tool call or vet check, or its renewal inside its deadline; a worker's heartbeat is
     none. `last_success_ms` is the last `pull_request` or `updated`, `last_delivery_ms` the last authentic delivery. `inbox_backlog` counts rows
-    not done, `inbox_dead` those given up; `outbox_backlog` those not yet shown. `paused` is a pause of the whole fleet by a person or a schedule.
+    not done, `inbox_dead` those given up; `outbox_backlog` those not yet shown. `paused` is a pause of the whole fleet by a person or a schedule;
+    `paused_until_ms` is None where only a person ends it.
     `providers` tells of each provider tried so far whether it is available; one not yet tried is absent.
     """
 
@@ -107,6 +110,8 @@ class FleetSnapshot:
     paused: bool = False
     paused_by: str = ""
     paused_since_ms: int | None = None
+    paused_until_ms: int | None = None
+    paused_reason: str = ""
     providers: Mapping[str, bool] = field(default_factory=dict)
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import structlog
 from sqlalchemy.engine import Connection
 
-from bot import chatops, prompt, replies
+from bot import guard, prompt, replies
 from bot.agents import AgentEnd, AgentJob, AgentResult, Engine
 from bot.authorise import Denied, NotYet
 from bot.config import RepositorySettings, Settings
@@ -30,6 +30,7 @@ from bot.models import (
     FailureReason,
     IssueRef,
     Json,
+    ObstacleKind,
     Outcome,
     OutcomeKind,
     Permission,
@@ -44,7 +45,7 @@ from bot.models import (
 from bot.repo_config import RepoConfig, parse_repo_config
 from bot.repositories import Repositories
 from bot.sandbox import Sandbox, SandboxUnavailable
-from bot.store import Store, intents, is_away, sprints, steps
+from bot.store import Store, intents, is_away, skips, sprints, steps
 from bot.trajectory import StoredTrajectory
 from bot.workspace import GitFailed, GitRefused, GitUnavailable, Policy, Refusal, TreeRefused, Workspaces
 
@@ -60,7 +61,6 @@ RECORD_SECONDS = 0.2
 FREE_ADMISSIONS = 3
 AWAY_SECONDS = 1.0
 LAST_BRANCH = 9
-MAX_CONTEXT_COMMENTS = 20
 CONFIG_BYTES = 65_536
 AGENTS_BYTES = 20_000
 CHECK_OUTPUT = 4_000
@@ -394,7 +394,7 @@ class SprintStages:
             raise end_with(OutcomeKind.CANCELLED, "the issue was closed")
         digest = await self._frozen(view, repo, issue)
         base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "main")
-        await self._no_other_work(view, repo)
+        await self._no_other_work(view, repo, issue, first=first)
         branch, base_sha, lease_sha = await self._begin_at(view, repo, base)
         await self._update(
             view,
@@ -435,17 +435,26 @@ class SprintStages:
             "Read it again and ask again",
         )
 
-    async def _no_other_work(self, view: SprintView, repo: str) -> None:
-        """A person's open pull request that closes this issue is work enough."""
-        me = (await self.kit.forge.me())["id"]
-        for pull in await self.kit.forge.pulls(repo, "open"):
-            if (pull.get("user") or {}).get("id") == me:
-                continue
-            if chatops.closes(str(pull.get("body") or "") + "\n" + str(pull.get("title") or ""), view.issue.number):
-                raise end_with(
-                    OutcomeKind.REFUSED,
-                    f"pull request #{pull['number']} by {(pull.get('user') or {}).get('login')} already closes this issue",
-                )
+    async def _no_other_work(self, view: SprintView, repo: str, issue: Mapping[str, Any], *, first: bool) -> None:
+        """What speaks against beginning, unless somebody asked with `force`; once begun, only the work of a person counts."""
+        kit = self.kit
+        options = (await kit.store.read(lambda conn: sprints.field(conn, view.id, "options"))).options
+        if guard.FORCE in options:
+            return
+        pulls, blockers = await kit.decider.other_work(view.repo_id, repo, view.issue.number)
+        skip = await kit.store.read(lambda conn: skips.get(conn, view.repo_id, view.issue.number))
+        found = guard.obstacles(
+            labels=[str(label.get("name") or "") for label in issue.get("labels") or ()],
+            # One of ours is what the sprint goes on with: it was weighed when somebody asked.
+            pulls=[pull for pull in pulls if not pull.own],
+            blockers=blockers,
+            skip=skip,
+            skip_labels=kit.settings.skip_labels,
+            source=view.source,
+        )
+        found = found if first else tuple(one for one in found if one.kind is ObstacleKind.PULL)
+        if found:
+            raise end_with(OutcomeKind.REFUSED, kit.scrub("; ".join(map(guard.in_words, found))), replies.OTHER_WORK)
 
     async def _begin_at(self, view: SprintView, repo: str, base: str) -> tuple[str, str, str]:
         """(branch, base sha, lease sha): our branch if every head on it was recorded by us, else the next name that is free of persons."""
@@ -526,7 +535,7 @@ class SprintStages:
         kit = self.kit
         issue, comments, agents = await asyncio.gather(
             self._issue(repo, view.issue.number),
-            self._context(view, repo),
+            kit.decider.trusted_comments(view.repo_id, repo, view.issue.number),
             kit.workspaces.read_base_file(view.id, view.base_sha, "AGENTS.md", AGENTS_BYTES),
         )
         digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
@@ -571,32 +580,9 @@ class SprintStages:
                 progress_ms=int(kit.settings.timing.progress_seconds * 1000),
                 failpoint=kit.failpoint,
                 now_ms=kit.now_ms,
-                kick_projector=kit.kick_projector,
             ),
             stopping=lambda: self._stops.get(view.id),
         )
-
-    async def _context(self, view: SprintView, repo: str) -> list[prompt.Comment]:
-        """The newest comments by people with write: only they, or people with write, can have written them."""
-        kit = self.kit
-        me = (await kit.forge.me())["id"]
-        found: list[prompt.Comment] = []
-        for comment in reversed(await kit.forge.comments(repo, view.issue.number)):
-            user = comment.get("user") or {}
-            body = str(comment.get("body") or "")
-            if user.get("id") == me or not body or chatops.has_marker(body):
-                continue
-            try:
-                level = await kit.decider.permission_of(view.repo_id, repo, Actor(int(user.get("id") or -1), str(user.get("login") or "")))
-            except ForgeError as error:
-                if may_recover(error):
-                    raise
-                continue
-            if level >= Permission.WRITE:
-                found.append(prompt.Comment(str(user.get("login")), body, str(comment.get("created_at") or "")))
-            if len(found) >= MAX_CONTEXT_COMMENTS:
-                break
-        return found[::-1]
 
     async def _run_agent(self, view: SprintView, job: AgentJob) -> AgentResult:
         kit = self.kit
@@ -653,9 +639,10 @@ class SprintStages:
             tree,
             extra_protected=[*kit.settings.protected_paths, *repository.protected_paths, *config.protected_paths],
             allow_protected=False,
+            scrub=kit.scrub,
         )
         if policy.violations:
-            await kit.workspaces.keep_patch(view.id, view.base_sha, tree)
+            await kit.workspaces.keep_patch(view.id, view.base_sha, tree, scrub=kit.scrub)
             shown = "; ".join(f"{item.path}: {item.detail}" for item in policy.violations[:10])
             raise end_with(OutcomeKind.REFUSED, kit.scrub(shown), "policy")
         checks = [await self._check(view, command, config.checks_timeout_seconds) for command in config.checks]
@@ -711,7 +698,7 @@ class SprintStages:
             await self._record_pull(view, k, found)
             raise end_with(OutcomeKind.PULL_REQUEST, "a person was faster: the pull request is " + _pull_state(found))
         head, branch = await self._push(view, k, repo, row.tree, row.summary, remote)
-        title = replies.pr_title(view, draft=draft)
+        title = kit.scrub(replies.pr_title(view, draft=draft))
         body = await self._pr_body(view, row.summary)
         created = found is None
         if found is None:
@@ -775,7 +762,7 @@ class SprintStages:
         `remote` is where the branch stood a moment ago; the push itself carries the lease.
         """
         kit = self.kit
-        message = replies.commit_message(view, summary=summary, trailer=kit.settings.commit_trailer)
+        message = kit.scrub(replies.commit_message(view, summary=summary, trailer=kit.settings.commit_trailer))
         try:
             if not tree or not kit.workspaces.has_tree(view.id):
                 raise GitFailed("no tree of this sprint is on this host")

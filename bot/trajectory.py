@@ -29,7 +29,6 @@ class StoredTrajectory:
     progress_ms: int
     failpoint: Failpoints
     now_ms: Callable[[], int]
-    kick_projector: Callable[[], None]
 
     async def steps(self) -> list[StoredStep]:
         """The steps of this attempt."""
@@ -50,7 +49,7 @@ class StoredTrajectory:
         self.failpoint("work.step_reserved")
 
     async def reply(self, n: int, *, message: dict[str, Any], usage: Usage, provider: str, model: str) -> None:
-        """Stores what the model said and what it cost; the status comment follows, throttled."""
+        """Stores what the model said and what it cost; the status comment follows at the projector's tick, throttled."""
 
         def write(conn: Connection) -> None:
             steps.replied(
@@ -68,7 +67,6 @@ class StoredTrajectory:
             )
 
         await self.store.write(write)
-        self.kick_projector()
         self.failpoint("work.step_stored")
 
     async def failed(self, n: int, *, error: str) -> None:

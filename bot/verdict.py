@@ -5,18 +5,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from sqlalchemy.engine import Connection
 
 from bot import chatops
 from bot.chatops import Command, Context
 from bot.config import RepositorySettings, Settings
-from bot.models import Ask, Permission, Reaction, Reply, SprintId, UserError, Verdict
-from bot.store import intents, outbox
+from bot.models import Ask, Permission, Reaction, Reply, Source, SprintId, UserError, Verdict
+from bot.providers.health import available
+from bot.snapshot import FleetSnapshot
+from bot.store import fleet, intents, outbox
 from bot.store.issue_queue import IssueQueue
 
-NEEDS_NO_ISSUE = frozenset({"cancel", "status", "queue", "help"})
 REFUSED_AGAIN_MS = 3_600_000
+# Where a fleet-wide verb of the terminal stands: in no repository.
+NOWHERE = RepositorySettings.model_construct(name="")
 
 
 def write(
@@ -37,9 +41,11 @@ def write(
             base_branch=repository.base_branch,
             fresh_id=SprintId(secrets.token_hex(6)),
             now_ms=now_ms,
+            look=partial(_look, settings=settings),
         )
         verdict = chatops.decide(replace(prepared, queue=queue, now_ms=now_ms))
-    reply = _once(conn, ask, verdict, now_ms)
+    # A pick that comes to nothing is no news for the people of the issue; `explain` and the next round's ranking tell it.
+    reply = Reply() if ask.source is Source.SCHEDULE else _once(conn, ask, verdict, now_ms)
     intents.answer(conn, ask, result=verdict.result, reason=verdict.reason, sprint_id=verdict.sprint_id, now_ms=now_ms)
     if not ask.actor.is_terminal and (reply.name or (reply.reaction and ask.comment_id)):
         outbox.show(
@@ -56,12 +62,18 @@ def write(
 
 
 def write_without_forge(conn: Connection, ask: Ask, *, settings: Settings, commands: Mapping[str, Command], now_ms: int) -> Verdict:
-    """A verb of the terminal that needs no word of the forge."""
-    repository = settings.repository(ask.issue.full_name)
+    """A verb of the terminal that needs no word of the forge; `ask.repo_id` is 0 where it is about the fleet."""
+    repository = settings.repository(ask.issue.full_name) if ask.repo_id else NOWHERE
     if repository is None:
         raise UserError(f"{ask.issue.full_name} is not in the configuration")
     queue = IssueQueue(
-        conn=conn, ask=ask, limits=settings.limits.limits(), base_branch=repository.base_branch, fresh_id=SprintId(""), now_ms=now_ms
+        conn=conn,
+        ask=ask,
+        limits=settings.limits.limits(),
+        base_branch=repository.base_branch,
+        fresh_id=SprintId(""),
+        now_ms=now_ms,
+        look=partial(_look, settings=settings),
     )
     context = Context(
         ask=ask,
@@ -75,6 +87,10 @@ def write_without_forge(conn: Connection, ask: Ask, *, settings: Settings, comma
     )
     verdict = write(conn, ask, repository, context, settings, now_ms)
     return verdict if verdict is not None else Verdict("error", "this was decided before", Reply())
+
+
+def _look(conn: Connection, settings: Settings) -> FleetSnapshot:
+    return fleet.snapshot(conn, worker_timeout_ms=int(settings.timing.lease_seconds * 1000), available=available)
 
 
 def _once(conn: Connection, ask: Ask, verdict: Verdict, now_ms: int) -> Reply:

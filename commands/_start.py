@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from bot import guard
 from bot.chatops import Context, denied, invalid, issue_of_branch
-from bot.models import IssueFacts, Permission, Reaction, Reply, Source, SprintView, UserError, Verdict, text_hash
-from bot.replies import sprint_data
+from bot.models import IssueFacts, Obstacle, ObstacleKind, Permission, Reaction, Reply, Source, SprintView, UserError, Verdict, text_hash
+from bot.replies import mirrors_alerts, sprint_data
 
 PRIORITIES = {Source.REVIEW: 7, Source.CHECKS: 7, Source.SCHEDULE: 9}
 HUMAN_PRIORITY = 5
@@ -25,12 +26,19 @@ def start(context: Context, *, source: Source, instructions: str) -> Verdict:
     active = queue.active()
     if active:
         return already(context, active)
-    refusal = _text_refusal(context, facts)
+    found = _obstacles(context, facts, source)
+    forced = forces(context)
+    if found and not forced:
+        return _in_the_way(found)
+    refusal = text_refusal(context, facts)
     if refusal:
         return refusal
     options = _options(context)
     if isinstance(options, Verdict):
         return options
+    if forced:
+        options[guard.FORCE] = ", ".join(obstacle.kind for obstacle in found) or "nothing"
+    why = f"queued by force, although {_listed(found)}" if found else "queued"
     sprint = queue.enqueue(
         source=source,
         priority=int(options.pop("priority", PRIORITIES.get(source, HUMAN_PRIORITY))),
@@ -43,9 +51,9 @@ def start(context: Context, *, source: Source, instructions: str) -> Verdict:
         active = queue.active()
         return already(context, active) if active else Verdict("error", "the queue took no sprint and shows none", Reply("not_yet"))
     if ask.actor.is_terminal:
-        return Verdict("ok", "queued", Reply("queued", {"sprint": sprint_data(sprint, queue.position(sprint.id))}), sprint.id)
+        return Verdict("ok", why, Reply("queued", {"sprint": sprint_data(sprint, queue.position(sprint.id))}), sprint.id)
     # The status comment says the rest; a second comment would only repeat it.
-    return Verdict("ok", "queued", Reply(reaction=Reaction.ROCKET), sprint.id)
+    return Verdict("ok", why, Reply(reaction=Reaction.ROCKET), sprint.id)
 
 
 def already(context: Context, active: SprintView) -> Verdict:
@@ -57,9 +65,41 @@ def already(context: Context, active: SprintView) -> Verdict:
     return Verdict("ok", "already active", Reply("already_active", data, Reaction.ROCKET), active.id)
 
 
-def words(context: Context) -> str:
-    """The free text of the command: its bare words, then what follows the options and stands on the lines below."""
-    return "\n".join(part for part in (" ".join(context.ask.args), context.ask.instructions) if part)
+def reason(context: Context) -> str:
+    """Everything after the verb as one line, for a verb that takes a reason and no options."""
+    ask = context.ask
+    return " ".join(" ".join([*ask.args, *(f"{key}={value}" for key, value in ask.options.items()), ask.instructions]).split())
+
+
+def forces(context: Context) -> bool:
+    """Whether the first word is `force`: start in spite of the guard."""
+    return bool(context.ask.args) and context.ask.args[0].casefold() == guard.FORCE
+
+
+def instructions(context: Context) -> str:
+    """The free text for the agent: the words without `force`."""
+    args = context.ask.args[1:] if forces(context) else context.ask.args
+    return "\n".join(part for part in (" ".join(args), context.ask.instructions) if part)
+
+
+def _obstacles(context: Context, facts: IssueFacts, source: Source) -> tuple[Obstacle, ...]:
+    return guard.obstacles(
+        labels=facts.labels,
+        pulls=facts.pulls,
+        blockers=facts.blockers,
+        skip=context.queue.skipped(),
+        skip_labels=context.settings.skip_labels,
+        source=source,
+    )
+
+
+def _in_the_way(found: tuple[Obstacle, ...]) -> Verdict:
+    skipped = any(obstacle.kind is ObstacleKind.SKIPPED for obstacle in found)
+    return denied(_listed(found), "in_the_way", obstacles=[guard.in_words(obstacle) for obstacle in found], skipped=skipped)
+
+
+def _listed(found: tuple[Obstacle, ...]) -> str:
+    return "; ".join(guard.in_words(obstacle) for obstacle in found)
 
 
 def _refusal(facts: IssueFacts) -> Verdict | None:
@@ -70,10 +110,12 @@ def _refusal(facts: IssueFacts) -> Verdict | None:
         return invalid("own pull request", "our_pull", issue=issue) if issue else denied("a person's pull request", "not_our_pull")
     if facts.state != "open":
         return invalid("closed issue", "issue_closed")
+    if mirrors_alerts(facts.body):
+        return denied("mirrors an alert", "ops_issue")
     return None
 
 
-def _text_refusal(context: Context, facts: IssueFacts) -> Verdict | None:
+def text_refusal(context: Context, facts: IssueFacts) -> Verdict | None:
     """A stranger's text counts only as the very text that a permitted person asked for; a permitted author's text is frozen anew."""
     ask = context.ask
     trusted = ask.actor.is_terminal or facts.author_id == ask.actor.id or context.author_permission >= Permission.WRITE

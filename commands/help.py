@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from bot.chatops import NAMESPACE, Command, Context, invalid
+from bot.chatops import NAMESPACE, Command, Context, invalid, needed
 from bot.models import Permission, Reaction, Reply, Verdict
 
 
@@ -17,11 +17,18 @@ def help_(context: Context) -> Verdict:
         suggestion = f"{NAMESPACE} help {near[0]}" if near else ""
         return invalid("unknown verb", "not_understood", text=context.ask.text, problem="There is no such verb.", suggestion=suggestion)
     verbs = [
-        {"usage": command.usage, "summary": command.summary, "needs": command.needs.name, "examples": list(command.examples)}
+        {
+            "usage": command.usage,
+            "summary": command.summary,
+            "needs": needed(command, verb, context.repository).name,
+            "examples": list(command.examples),
+        }
         for verb, command in shown.items()
         if not wanted or verb == wanted
     ]
     return Verdict("ok", "help told", Reply("help_text", {"verbs": verbs, "has": context.permission.name}, Reaction.ROCKET))
 
 
-plugin = Command(help_, usage="/dispatch help [VERB]", needs=Permission.READ, examples=("/dispatch help", "/dispatch help run"))
+plugin = Command(
+    help_, usage="/dispatch help [VERB]", needs=Permission.READ, examples=("/dispatch help", "/dispatch help run"), of_issue=False
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bot.chatops import Command, Context
 from bot.models import IN_FLIGHT, Permission, Reaction, Reply, SprintState, Verdict
 from bot.replies import LISTED, sprint_data
+from commands._told import pauses_here
 
 READ_AHEAD = 200
 
@@ -23,8 +24,14 @@ def queue(context: Context) -> Verdict:
         for view in views
     ]
     running, waiting = sum(counts.get(state, 0) for state in IN_FLIGHT), counts.get(SprintState.QUEUED, 0)
-    data = {"rows": rows, "running": running, "waiting": waiting, "hidden": max(0, running + waiting - len(rows))}
+    data = {
+        "rows": rows,
+        "running": running,
+        "waiting": waiting,
+        "hidden": max(0, running + waiting - len(rows)),
+        "pauses": pauses_here(context),
+    }
     return Verdict("ok", "queue told", Reply("queue", data, Reaction.ROCKET))
 
 
-plugin = Command(queue, usage="/dispatch queue", needs=Permission.READ, examples=("/dispatch queue",))
+plugin = Command(queue, usage="/dispatch queue", needs=Permission.READ, examples=("/dispatch queue",), of_issue=False)

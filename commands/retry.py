@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bot.chatops import Command, Context, invalid
+from bot.chatops import Command, Context, Fact, invalid
 from bot.models import Permission, Source, Verdict
-from commands._start import already, start, words
+from commands._start import already, instructions, start
 
 
 def retry(context: Context) -> Verdict:
@@ -17,7 +17,7 @@ def retry(context: Context) -> Verdict:
         return already(context, active)
     if last is None:
         return invalid("no sprint has ended", "nothing_to_retry")
-    return start(context, source=Source.RETRY, instructions=words(context) or last.instructions)
+    return start(context, source=Source.RETRY, instructions=instructions(context) or last.instructions)
 
 
 plugin = Command(
@@ -26,4 +26,5 @@ plugin = Command(
     needs=Permission.WRITE,
     examples=("/dispatch retry", "/dispatch retry budget=$3 the test must stay as it is"),
     pulls=False,
+    wants=frozenset({Fact.ISSUE, Fact.AUTHOR, Fact.WORK}),
 )

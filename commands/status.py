@@ -5,6 +5,7 @@ from __future__ import annotations
 from bot.chatops import Command, Context
 from bot.models import Permission, Reaction, Reply, Verdict
 from bot.replies import sprint_data
+from commands._told import pauses_of_issue, skip_data
 
 
 def status(context: Context) -> Verdict:
@@ -15,6 +16,8 @@ def status(context: Context) -> Verdict:
         "active": sprint_data(active, queue.position(active.id)) if active else None,
         "last": sprint_data(last) if last else None,
         "now_ms": context.now_ms,
+        "pauses": pauses_of_issue(context),
+        "skip": skip_data(queue.skipped()),
     }
     return Verdict("ok", "status told", Reply("status", data, Reaction.ROCKET), active.id if active else None)
 

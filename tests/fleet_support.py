@@ -119,7 +119,9 @@ class Notes:
 class Fleet:
     """One process of the fleet; `dead` and `reaped` note what its lease said."""
 
-    def __init__(self, url: str, state_dir: Path, *, failpoint: Callable[[str], None] | None = None, node: str = "n1", **changes: Any) -> None:
+    def __init__(
+        self, url: str, state_dir: Path, *, failpoint: Callable[[str], None] | None = None, node: str = "n1", **changes: Any
+    ) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings(state_dir, **changes)
         self.store = Store(url)

@@ -58,7 +58,17 @@ class PostgresServer:
             self.port = sock.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
         self._made = 0
-        command = [self._bin / "initdb", "-D", self._folder / "data", "-U", "timmy", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+        command = [
+            self._bin / "initdb",
+            "-D",
+            self._folder / "data",
+            "-U",
+            "timmy",
+            "--auth=trust",
+            "--no-sync",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]
         subprocess.run(command, check=True, capture_output=True, user=self._user, cwd="/")
 
     def start(self) -> None:

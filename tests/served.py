@@ -21,6 +21,7 @@ class ServedWorld(World):
 
     process: asyncio.subprocess.Process | None = None
     _store: Store | None = None
+    extra_environ: dict[str, str] | None = None
 
     def write_config(self, **more: Any) -> Path:
         folder = self.state_dir.parent / "config"
@@ -40,7 +41,13 @@ class ServedWorld(World):
 
     async def serve(self, *, failpoint: str = "", **more: Any) -> asyncio.subprocess.Process:
         config = self.write_config(**more)
-        environ = {"PATH": os.environ["PATH"], "HOME": str(self.state_dir.parent), "TIMMY_DISPATCH_FAILPOINT": failpoint}
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.state_dir.parent),
+            "PYTHONPATH": str(ROOT),
+            "TIMMY_DISPATCH_FAILPOINT": failpoint,
+            **(self.extra_environ or {}),
+        }
         with (self.state_dir.parent / "serve.log").open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "bot", "--config", str(config), "serve", cwd=ROOT, env=environ, stdout=out, stderr=out

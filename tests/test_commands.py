@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,23 @@ from bot.models import (
     Actor,
     Ask,
     CancelResult,
+    Comment,
+    Decision,
     IssueFacts,
     IssueRef,
     Limits,
+    LogLine,
+    OpenPull,
     OutcomeKind,
+    Pause,
+    PauseScope,
     Permission,
     Position,
     Reaction,
     Reply,
     RepoId,
+    RepositoryLoad,
+    Skip,
     Source,
     SprintId,
     SprintState,
@@ -33,6 +41,7 @@ from bot.models import (
     text_hash,
 )
 from bot.settings import ForgeSettings, ProviderSettings, RepositorySettings, Settings
+from bot.snapshot import FleetSnapshot, WorkerBeat, WorkerState
 
 COMMANDS: Mapping[str, Command] = dict(discover(commands, Command))
 SETTINGS = Settings(
@@ -52,8 +61,21 @@ DOCS = Path(__file__).parents[1] / "docs" / "commands.md"
 class Line:
     """A queue in memory that keeps the promises of the real one for a single transaction."""
 
-    def __init__(self, *views: SprintView) -> None:
+    def __init__(
+        self,
+        *views: SprintView,
+        pauses: Sequence[Pause] = (),
+        skip: Skip | None = None,
+        trail: Sequence[Decision] = (),
+        log: Sequence[LogLine] = (),
+        fleet: FleetSnapshot | None = None,
+    ) -> None:
         self.views = list(views)
+        self.held = list(pauses)
+        self.entry = skip
+        self.decisions = list(trail)
+        self.lines = list(log)
+        self.fleet = fleet or FleetSnapshot(now_ms=NOW)
 
     def active(self) -> SprintView | None:
         return next((view for view in self.views if view.issue == ISSUE and view.state is not SprintState.SETTLED), None)
@@ -88,6 +110,53 @@ class Line:
 
     def counts(self) -> Mapping[SprintState, int]:
         return {state: count for state in SprintState if (count := sum(item.state is state for item in self.views))}
+
+    def prioritise(self, sprint_id: SprintId, priority: int) -> bool:
+        (found,) = [item for item in self.views if item.id == sprint_id]
+        self._put(replace(found, priority=priority))
+        return found.state is SprintState.QUEUED
+
+    def trail(self, limit: int) -> list[Decision]:
+        return self.decisions[-limit:]
+
+    def log(self, sprint_id: SprintId, limit: int) -> list[LogLine]:
+        return self.lines[-limit:]
+
+    def pauses(self) -> list[Pause]:
+        return self.held
+
+    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str) -> Pause:
+        repo_id, repo = (5, "acme/rocket") if scope is PauseScope.REPO else (0, "")
+        made = Pause(scope, repo_id, repo, "bob", NOW, until_ms, reason)
+        self.held = [pause for pause in self.held if pause.scope is not scope] + [made]
+        return made
+
+    def resume(self, scope: PauseScope) -> Pause | None:
+        found = next((pause for pause in self.held if pause.scope is scope), None)
+        self.held = [pause for pause in self.held if pause is not found]
+        return found
+
+    def skipped(self) -> Skip | None:
+        return self.entry
+
+    def skip(self, reason: str) -> Skip:
+        self.entry = Skip(5, 7, "bob", NOW, reason)
+        return self.entry
+
+    def unskip(self) -> Skip | None:
+        found, self.entry = self.entry, None
+        return found
+
+    def snapshot(self) -> FleetSnapshot:
+        return self.fleet
+
+    def load(self) -> list[RepositoryLoad]:
+        loads = []
+        for repo_id, repo in dict.fromkeys((item.repo_id, item.issue.full_name) for item in self.views):
+            live = [item.state for item in self.views if item.repo_id == repo_id and item.state is not SprintState.SETTLED]
+            queued = live.count(SprintState.QUEUED)
+            loads.append(RepositoryLoad(repo_id, repo, len(live) - queued, queued))
+        return loads
 
     def _put(self, changed: SprintView) -> None:
         self.views = [changed if item.id == changed.id else item for item in self.views]
@@ -131,7 +200,7 @@ def say(
         permission=permission,
         queue=queue,
         settings=more.pop("settings", SETTINGS),
-        repository=SETTINGS.repositories[0],
+        repository=more.pop("repository", SETTINGS.repositories[0]),
         now_ms=NOW,
         commands=COMMANDS,
         **more,
@@ -165,7 +234,7 @@ def test_a_command_declares_itself(verb: str) -> None:
 def test_its_examples_run_and_answer(verb: str, example: str, line: tuple[SprintView, ...]) -> None:
     ask = asked(example)
     assert ask.verb == verb
-    verdict = say(example, Line(*line), permission=Permission.ADMIN)
+    verdict = say(example, Line(*line), permission=Permission.OPERATOR)
     assert verdict.result in ("ok", "invalid")
     assert verdict.reason
     assert verdict.reply.reaction in (Reaction.ROCKET, Reaction.CONFUSED)

@@ -111,7 +111,9 @@ async def test_work_of_another_version_is_queued_again(database: str, base: Path
             k = sprints.admit(conn, sprint, now_ms())
             fleet.engine.enqueue(conn, sprint, k, priority=5)
             conn.execute(
-                sa.text(f"UPDATE {fleet.engine._table} SET application_version='sprint-0', status=:s, executor_id='old' WHERE workflow_uuid=:w"),
+                sa.text(
+                    f"UPDATE {fleet.engine._table} SET application_version='sprint-0', status=:s, executor_id='old' WHERE workflow_uuid=:w"
+                ),
                 {"s": status, "w": workflow_id(sprint, k)},
             )
 
@@ -210,7 +212,12 @@ async def test_retention_deletes_only_what_is_over(database: str, base: Path):
 
         def left(conn: sa.Connection) -> dict[str, int]:
             tables = [name for name in sa.inspect(conn).get_table_names(schema=prefix.rstrip(".") or None) if _has(conn, prefix, name)]
-            counts = {name: conn.execute(sa.text(f"SELECT count(*) FROM {prefix}{name} WHERE workflow_uuid=:w"), {"w": workflow_id(done, 1)}).scalar() for name in tables}
+            counts = {
+                name: conn.execute(
+                    sa.text(f"SELECT count(*) FROM {prefix}{name} WHERE workflow_uuid=:w"), {"w": workflow_id(done, 1)}
+                ).scalar()
+                for name in tables
+            }
             assert {"workflow_status", "operation_outputs"} <= set(counts)
             return {name: count for name, count in counts.items() if count}
 

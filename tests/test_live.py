@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from world import FORGES, LIVE, World, make_world, until
 
+from bot.cli import run
 from bot.config import Secrets
 from bot.demo.stage import EVENTS
 from bot.doctor import Mark
@@ -424,6 +425,97 @@ async def test_a_revoked_token_waits_and_goes_on_with_the_new_one(world: World):
     assert len(await world.by_bot(issue)) == 1
 
 
+async def test_a_private_repository_works_alike(world: World):
+    await world.edit_repo(private=True)
+    issue = await issue_with(world)
+    await world.alice.label(issue, "dispatch")
+    assert (await world.settled(issue)).outcome == "pull_request"
+
+
+async def test_an_issue_born_with_the_label_is_one_sprint(world: World):
+    trigger = next(label["id"] for label in await world.alice.forge.labels(world.stage.repo) if label["name"] == "dispatch")
+    made = await world.alice.forge.create_issue(world.stage.repo, "born ready", BODY.format(script="fix"), label_ids=[trigger])
+    issue = int(made["number"])
+    assert (await world.settled(issue)).outcome == "pull_request"
+    await answered(world, world.alice, issue)
+    assert await sprint_count(world, issue) == 1
+
+
+async def test_an_empty_repository_is_told_so(base: Path, live: bool):
+    async with make_world(base, live=live, files={}) as world:
+        issue = await issue_with(world)
+        await world.alice.label(issue, "dispatch")
+        sprint = await world.settled(issue)
+        assert (sprint.outcome, sprint.reason) == ("failed", "clone"), sprint
+        assert "empty" in await world.status_comment(issue)
+
+
+async def test_a_right_taken_away_while_the_agent_works_stops_the_push(world: World):
+    issue = await issue_with(world, "slow(1)")
+    await world.bob.comment(issue, "/dispatch")
+    await until(lambda: world.model.requests)
+    await world.alice.client.delete(f"/repos/{world.stage.repo}/collaborators/{world.bob.login}")
+    sprint = await world.settled(issue)
+    assert (sprint.outcome, await world.pulls()) == ("refused", []), sprint
+    assert await branch_head(world, f"dispatch/issue-{issue}") == ""
+
+
+async def test_a_comment_deleted_at_once_leaves_nothing_stuck(world: World):
+    issue = await issue_with(world)
+    comment = await world.alice.comment(issue, "/dispatch help")
+    await world.alice.client.delete(f"/repos/{world.stage.repo}/issues/comments/{comment}")
+    await until(lambda: world.by_bot(issue))
+    await world.shown(issue)
+    await answered(world, world.alice, issue)
+
+
+async def test_our_status_comment_deleted_is_written_anew(world: World):
+    issue = await issue_with(world, "slow(1)")
+    await world.alice.label(issue, "dispatch")
+    await until(lambda: world.model.requests)
+    [status] = [comment["id"] for comment in await until(lambda: world.comments(issue))]
+    await world.alice.client.delete(f"/repos/{world.stage.repo}/issues/comments/{status}")
+    await world.settled(issue)
+    [body] = await world.by_bot(issue)
+    assert f"#{(await world.pulls())[0]['number']}" in body
+
+
+async def test_init_and_doctor_are_content_with_this_forge(base: Path, live: bool, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(base / "home"))
+    for name in ("HERMES_HOME", "CREDENTIALS_DIRECTORY", "TIMMY_GITEA_TOKEN", "TIMMY_WEBHOOK_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    async with make_world(base, live=live, start=False, hook=False) as world:
+        token, config = base / "token", base / "etc" / "dispatch.yml"
+        token.write_text(world.timmy.token.reveal())
+        token.chmod(0o600)
+        where = f"127.0.0.1:{world.port}"
+        flags = [
+            *("--url", world.stage.url, "--token-file", str(token), "-r", world.stage.repo, "--listen", where),
+            *(
+                "--public-url",
+                f"http://{where}",
+                "--state-dir",
+                str(world.state_dir),
+                "--model-url",
+                world.model.url,
+                "--model",
+                "scripted-1",
+            ),
+        ]
+
+        async def cli(*arguments: str) -> int:
+            return await asyncio.to_thread(run, ["--config", str(config), *arguments])
+
+        for arguments in (["init", *flags], ["init"]):
+            assert await cli(*arguments) == 0
+            assert "a test delivery arrived, signed with our secret" in capsys.readouterr().out
+            assert len(await world.alice.forge.hooks(world.stage.repo)) == 1
+        await cli("doctor")
+        shown = capsys.readouterr().out
+        for line in ("active and complete", "a test delivery arrived", f"the token belongs to '{world.timmy.login}'"):
+            assert line in shown, shown
+
+
 async def conversation(world: World) -> None:
     """A bit of everything that the bot asks a forge."""
     alice = world.alice
@@ -501,8 +593,15 @@ def _of_both(found: set[Any], embedded: World, real: World) -> set[Any]:
     return {entry for entry in found if entry[0] in both}
 
 
-def differences(embedded: set[Any], real: set[Any]) -> dict[str, list[Any]]:
-    return {"only embedded": sorted(embedded - real, key=str), "only real": sorted(real - embedded, key=str)}
+def differences(embedded: set[Any], real: set[Any]) -> dict[str, list[str]]:
+    return {"only embedded": _topmost(embedded - real), "only real": _topmost(real - embedded)}
+
+
+def _topmost(found: set[Any]) -> list[str]:
+    """One line each, without what lies inside something listed already."""
+    lines = sorted(" ".join(map(str, entry)) for entry in found)
+    above = [line.removesuffix(" key") for line in lines if line.endswith(" key")]
+    return [line for line in lines if not any(line.startswith((f"{other}.", f"{other}[")) for other in above)]
 
 
 @pytest.mark.parametrize("live", [pytest.param(True, marks=LIVE, id="live")])

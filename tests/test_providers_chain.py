@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -89,6 +90,7 @@ class Bench:
         self.slept = []
         self.calls = []
         self.falls = []
+        self.in_flight = {}
         self.entries = list(entries)
         self.health = health or MemoryHealth(lambda: self.now[0])
         self.chain = ProviderChain(
@@ -99,8 +101,17 @@ class Bench:
             random=lambda: 0.0,
             on_call=lambda **facts: self.calls.append((facts["provider"], facts["result"])),
             on_fallback=lambda **facts: self.falls.append((facts["from_provider"], facts["to_provider"])),
+            in_flight=self.flight,
             logins=logins,
         )
+
+    @contextlib.contextmanager
+    def flight(self, provider):
+        self.in_flight[provider] = self.in_flight.get(provider, 0) + 1
+        try:
+            yield
+        finally:
+            self.in_flight[provider] -= 1
 
     async def sleep(self, seconds):
         self.slept.append(seconds)
@@ -261,7 +272,8 @@ async def test_error_row(row, serve, bench):
     one = bench(entry(bad, idle_seconds=0.3), entry(good, "b"))
     done = await one.complete()
     assert (done.message["content"], done.provider) == ("Hello", "b")
-    assert one.calls == [("a", result)] * count
+    assert one.calls == [*[("a", result)] * count, ("b", "ok")]
+    assert one.in_flight == {"a": 0, "b": 0}, "entered and left around every call"
     assert len(bad.requests) == count
     assert one.falls == [("a", "b")]
     assert await one.state() == (state, one.now[0] + cool_ms if cool_ms else 0)

@@ -27,7 +27,26 @@ from bot.models import (
     WaitingReason,
 )
 
-VERBS = ("cancel", "help", "queue", "retry", "run", "status")
+VERBS = (
+    *(
+        "cancel",
+        "explain",
+        "fleet",
+        "health",
+        "help",
+        "logs",
+        "pause",
+        "priority",
+        "prompt",
+        "queue",
+        "resume",
+        "retry",
+        "run",
+        "skip",
+        "status",
+    ),
+    "unskip",
+)
 LINKS = replies.Links("https://git.example", "https://bot.example")
 SPRINT = {
     "issue": 7,
@@ -51,6 +70,29 @@ SPRINT = {
 }
 WORKING = SPRINT | {"state": "working", "steps": 4, "usd": 0.02}
 DONE = SPRINT | {"state": "settled", "outcome": "pull_request", "pr": 12}
+FLEET = {"scope": "fleet", "repo": "", "here": False, "by": "alice", "since_ms": 1000, "until_ms": 7_201_000, "reason": "the *host* moves"}
+REPO = {"scope": "repo", "repo": "acme/rocket", "here": True, "by": "bob", "since_ms": 1000, "until_ms": 0, "reason": ""}
+ELSEWHERE = REPO | {"repo": "acme/other", "here": False}
+SKIP = {"by": "bob", "since_ms": 1000, "reason": "we do it @alice"}
+WORKER = {"name": "n1-0", "state": "busy", "slots": 2, "running": 1, "age_ms": 3000}
+TRAIL = [
+    {"made_ms": 1000, "kind": "run", "result": "denied", "reason": "pull request #12 by carol closes it", "actor": "bob"},
+    {"made_ms": 2000, "kind": "run", "result": "ok", "reason": "queued", "actor": "bob"},
+    {"made_ms": 2500, "kind": "cancel", "result": "rate_limited", "reason": "too many commands", "actor": "bob"},
+    {"made_ms": 2600, "kind": "run", "result": "invalid", "reason": "options", "actor": "bob"},
+    {"made_ms": 2700, "kind": "run", "result": "error", "reason": "the forge could not be asked for a day", "actor": "bob"},
+    {"made_ms": 3000, "kind": "wait", "result": "cap", "reason": "1 of 1 running in this repository", "actor": ""},
+    {"made_ms": 4000, "kind": "admit", "result": "ok", "reason": "admitted, time 1", "actor": ""},
+    {"made_ms": 5000, "kind": "requeue", "result": "provider", "reason": "no provider can be called", "actor": ""},
+    {"made_ms": 6000, "kind": "settle", "result": "no_change", "reason": "fixed *already*", "actor": ""},
+    {"made_ms": 7000, "kind": "settle", "result": "pull_request", "reason": "pull_request", "actor": ""},
+]
+LINES = [
+    {"n": 1, "tool": "run_command", "arguments": '{"command": "sh test.sh"}', "result": "exit code 1\n```\n/dispatch run @alice"},
+    {"n": 2, "tool": "", "arguments": "", "result": "billed: timeout"},
+    {"n": 3, "tool": "read_file", "arguments": '{"path": "a"}', "result": "x"},
+    {"n": 4, "tool": "run_command", "arguments": "{}", "result": None},
+]
 VERB = {"usage": "/dispatch run [instructions]", "summary": "Works on it", "needs": "WRITE", "examples": ["/dispatch", "/dispatch run"]}
 RUNNING = {
     "started_ms": 60_000,
@@ -229,6 +271,13 @@ REPLIES = [
     ("archived", {}, "Not started: this repository is archived, so no branch and no pull request can be made."),
     ("issue_closed", {}, "Not started: this issue is closed. Reopen it first, then ask again."),
     (
+        "gave_up",
+        {"attempts": 3, "outcome": "no_change", "detail": "nothing *was* changed"},
+        "I took this issue from the backlog 3 times and it came to nothing, so I do not take it up by myself again. "
+        "The last one ended as `no change`: nothing \\*was\\* changed.\n\n"
+        "Say what to do differently, or split it; `/dispatch run` starts whenever you ask, and `/dispatch explain` tells what happened.",
+    ),
+    (
         "not_our_pull",
         {},
         "Not started: this is a pull request of a person, and I do not work on those. Open an issue that says what to do, and ask there.",
@@ -276,6 +325,273 @@ REPLIES = [
         {},
         "This was answered by another version of the bot, and the words are lost. `/dispatch status` tells how things stand.",
     ),
+    (
+        "status",
+        {"active": None, "last": None, "now_ms": 61_000, "pauses": [FLEET, REPO], "skip": SKIP},
+        (
+            "⏸️ The whole fleet is paused by `alice` until 1970-01-01 02:00 UTC: the \\*host\\* moves.\n"
+            "\n"
+            "⏸️ This repository is paused by `bob`.\n"
+            "\n"
+            "⏭️ `bob` has put this issue on the skip list 1 min ago: we do it @\u200balice (`/dispatch unskip` takes it off).\n"
+            "\n"
+            "Nothing has run on this issue yet."
+        ),
+    ),
+    (
+        "status",
+        {
+            "active": SPRINT | {"waiting": "paused", "note": "this repository, by bob"},
+            "last": None,
+            "now_ms": 61_000,
+            "pauses": [REPO],
+            "skip": None,
+        },
+        (
+            "⏸️ This repository is paused by `bob`.\n"
+            "\n"
+            "**Now:** queued, waiting because the bot is paused (this repository, by bob) (for 1 min)."
+        ),
+    ),
+    (
+        "queue",
+        {"rows": [], "running": 0, "waiting": 2, "hidden": 2, "pauses": [FLEET]},
+        "0 sprints running, 2 waiting. ⏸️ The whole fleet is paused by `alice` until 1970-01-01 02:00 UTC: the \\*host\\* moves. None of this repository is among the first. 2 of them not shown: in other repositories, or further down.",
+    ),
+    (
+        "in_the_way",
+        {"obstacles": ["pull request #12 by carol closes it", "it carries the label wont*fix"], "skipped": False},
+        (
+            "Not started:\n"
+            "\n"
+            "- pull request #\u200b12 by carol closes it\n"
+            "- it carries the label wont\\*fix\n"
+            "\n"
+            "To start all the same: `/dispatch run force`."
+        ),
+    ),
+    (
+        "in_the_way",
+        {"obstacles": ["bob has put this issue on the skip list (later)"], "skipped": True},
+        (
+            "Not started:\n"
+            "\n"
+            "- bob has put this issue on the skip list (later)\n"
+            "\n"
+            "To take it off the list: `/dispatch unskip`. To start all the same: `/dispatch run force`."
+        ),
+    ),
+    (
+        "paused",
+        {"pause": FLEET, "now_ms": 1000, "running": 2, "waiting": 3},
+        "⏸️ The whole fleet is paused by `alice` until 1970-01-01 02:00 UTC: the \\*host\\* moves. 2 sprints running now will be finished; what waits (3) keeps its place. It ends by itself in 2 h; earlier with `/dispatch resume fleet`.",
+    ),
+    (
+        "paused",
+        {"pause": REPO, "now_ms": 1000, "running": 0, "waiting": 0},
+        "⏸️ This repository is paused by `bob`. Nothing runs at the moment; what is asked for now waits. It ends with `/dispatch resume repo`.",
+    ),
+    (
+        "resumed",
+        {"pause": REPO, "now_ms": 301_000, "fleet": FLEET},
+        "▶️ Resumed: this repository was paused for 5 min by `bob`. But the whole fleet is paused by `alice` until 1970-01-01 02:00 UTC: the \\*host\\* moves; an operator ends that with `/dispatch resume fleet`.",
+    ),
+    (
+        "resumed",
+        {"pause": FLEET, "now_ms": 301_000, "fleet": None},
+        "▶️ Resumed: the whole fleet was paused for 5 min by `alice`. What waited goes on now.",
+    ),
+    (
+        "nothing_to_resume",
+        {"scope": "repo", "fleet": FLEET},
+        "There is nothing to resume: this repository is not paused. But the whole fleet is paused by `alice` until 1970-01-01 02:00 UTC: the \\*host\\* moves; an operator ends that with `/dispatch resume fleet`.",
+    ),
+    (
+        "nothing_to_resume",
+        {"scope": "fleet", "fleet": None},
+        "There is nothing to resume: the whole fleet is not paused.",
+    ),
+    (
+        "skipped",
+        {"reason": "we do it", "cancelled": True, "running": False},
+        "⏭️ On the skip list (we do it): I leave this issue alone, whoever asks. Its sprint had not begun and is cancelled. Back off the list: `/dispatch unskip`. Once in spite of it: `/dispatch run force`.",
+    ),
+    (
+        "skipped",
+        {"reason": "", "cancelled": False, "running": True},
+        "⏭️ On the skip list: I leave this issue alone, whoever asks. The sprint that runs goes on; `/dispatch cancel` stops it. Back off the list: `/dispatch unskip`. Once in spite of it: `/dispatch run force`.",
+    ),
+    (
+        "unskipped",
+        {"skip": SKIP, "now_ms": 61_000},
+        "Off the skip list, where `bob` had put it 1 min ago. `/dispatch run` starts.",
+    ),
+    (
+        "not_skipped",
+        {},
+        "This issue is not on the skip list. `/dispatch run` starts.",
+    ),
+    (
+        "explanation",
+        {
+            "rows": TRAIL,
+            "hidden": 3,
+            "active": SPRINT | {"waiting": "cap", "note": "1 of 1"},
+            "last": None,
+            "pauses": [],
+            "skip": None,
+            "now_ms": 61_000,
+        },
+        (
+            "**Now:** queued, 3rd in line, waiting because as many sprints as allowed are running already (1 of 1) (for 1 min).\n"
+            "\n"
+            "**How it came to this**, newest last:\n"
+            "\n"
+            "3 older ones are left out.\n"
+            "\n"
+            "- 1970-01-01 00:00 UTC: `bob` asked for `run`: refused, pull request #\u200b12 by carol closes it.\n"
+            "- 1970-01-01 00:00 UTC: `bob` asked for `run`: queued.\n"
+            "- 1970-01-01 00:00 UTC: `bob` asked for `cancel`: refused, too many commands in a short time.\n"
+            "- 1970-01-01 00:00 UTC: `bob` asked for `run`: not possible, options.\n"
+            "- 1970-01-01 00:00 UTC: `bob` asked for `run`: an error, the forge could not be asked for a day.\n"
+            "- 1970-01-01 00:00 UTC: it waits (cap): 1 of 1 running in this repository.\n"
+            "- 1970-01-01 00:00 UTC: it was its turn: a slot was reserved.\n"
+            "- 1970-01-01 00:00 UTC: back into the queue (provider): no provider can be called.\n"
+            "- 1970-01-01 00:00 UTC: the sprint ended as no change: fixed \\*already\\*.\n"
+            "- 1970-01-01 00:00 UTC: the sprint ended as pull request."
+        ),
+    ),
+    (
+        "explanation",
+        {"rows": [], "hidden": 0, "active": None, "last": None, "pauses": [], "skip": SKIP, "now_ms": 61_000},
+        (
+            "⏭️ `bob` has put this issue on the skip list 1 min ago: we do it @\u200balice (`/dispatch unskip` takes it off).\n"
+            "\n"
+            "Nothing has run on this issue yet.\n"
+            "\n"
+            "Nothing has been decided about this issue so far."
+        ),
+    ),
+    (
+        "log",
+        {"sprint": WORKING, "lines": LINES},
+        (
+            "The sprint is working, step 4 of 60, $0.02 so far.\n"
+            "\n"
+            "<details><summary>The last 4 actions</summary>\n"
+            "\n"
+            "````text\n"
+            '1. run_command {"command": "sh test.sh"}\n'
+            "    exit code 1\n"
+            "    ```\n"
+            "    /\u200bdispatch run @\u200balice\n"
+            "2. the model gave no answer\n"
+            "    billed: timeout\n"
+            '3. read_file {"path": "a"}\n'
+            "    x\n"
+            "4. run_command {}\n"
+            "    (still running, or cut off)\n"
+            "````\n"
+            "\n"
+            "</details>"
+        ),
+    ),
+    (
+        "log",
+        {"sprint": SPRINT, "lines": []},
+        "The sprint is queued, 3rd in line. The agent has not called a tool so far.",
+    ),
+    (
+        "nothing_logged",
+        {},
+        "There is no log: nothing has run on this issue yet. `/dispatch run` starts.",
+    ),
+    (
+        "priority_set",
+        {"sprint": SPRINT | {"place": 1}, "before": 5, "after": 2},
+        "Priority 2 instead of 5 (1 is most urgent). The sprint is queued, next in line.",
+    ),
+    (
+        "not_waiting",
+        {"sprint": WORKING},
+        "The sprint is working, step 4 of 60, $0.02 so far: it waits for nobody any more, so its priority changes nothing.",
+    ),
+    (
+        "not_waiting",
+        {"sprint": None},
+        "There is no sprint of this issue in the queue, so there is no priority to change. `/dispatch run priority=N` starts with one.",
+    ),
+    (
+        "health",
+        {
+            "verdict": "degraded",
+            "reasons": ["unavailable: nous", "1 running, 0 admitted, last moved 3 s ago"],
+            "pauses": [FLEET, ELSEWHERE],
+        },
+        (
+            "🟡 **DEGRADED**\n"
+            "\n"
+            "- unavailable: nous\n"
+            "- 1 running, 0 admitted, last moved 3 s ago\n"
+            "- The repository `acme/other` is paused by `bob`"
+        ),
+    ),
+    (
+        "fleet",
+        {"workers": [WORKER], "rows": [{"repo": "acme/rocket", "in_flight": 1, "queued": 2}], "hidden": 4, "pauses": [REPO]},
+        (
+            "1 worker, 1 of 2 slots busy. ⏸️ This repository is paused by `bob`.\n"
+            "\n"
+            "| Worker | State | Busy | Last sign of life |\n"
+            "|---|---|---|---|\n"
+            "| `n1-0` | busy | 1 of 2 | 3 s ago |\n"
+            "\n"
+            "| Repository | Running | Waiting |\n"
+            "|---|---|---|\n"
+            "| `acme/rocket` | 1 | 2 |\n"
+            "\n"
+            "Besides, 4 sprints in other repositories."
+        ),
+    ),
+    (
+        "fleet",
+        {"workers": [], "rows": [], "hidden": 0, "pauses": []},
+        ("No worker is there: the service does not run.\n\nNo sprint is queued or running."),
+    ),
+    (
+        "prompt_text",
+        {"text": "Solve `it`.\n\n```\nx = 1\n```", "comments": 2},
+        (
+            "The task of this issue with 2 comments by people with write access, as a prompt for another agent. It holds no secret; whoever uses it brings their own access.\n"
+            "\n"
+            "<details><summary>The prompt</summary>\n"
+            "\n"
+            "````text\n"
+            "Solve `it`.\n"
+            "\n"
+            "```\n"
+            "x = 1\n"
+            "```\n"
+            "````\n"
+            "\n"
+            "</details>"
+        ),
+    ),
+    (
+        "prompt_text",
+        {"text": "Solve it.", "comments": 0},
+        (
+            "The task of this issue, as a prompt for another agent. It holds no secret; whoever uses it brings their own access.\n"
+            "\n"
+            "<details><summary>The prompt</summary>\n"
+            "\n"
+            "```text\n"
+            "Solve it.\n"
+            "```\n"
+            "\n"
+            "</details>"
+        ),
+    ),
 ]
 
 STATUS = [
@@ -298,7 +614,7 @@ STATUS = [
     (
         {"waiting": WaitingReason.PAUSED},
         (
-            "⏳ **Queued, waiting.** It waits because an operator has paused the bot here.\n"
+            "⏳ **Queued, waiting.** It waits because the bot is paused.\n"
             "\n"
             "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
         ),
@@ -489,7 +805,13 @@ STATUS = [
         ),
     ),
     (
-        {"state": SprintState.SETTLED, "outcome": OutcomeKind.REFUSED, "detail": "A path is protected.", "flagged": (".gitea/x.yml",)},
+        {
+            "state": SprintState.SETTLED,
+            "outcome": OutcomeKind.REFUSED,
+            "reason": "policy",
+            "detail": "A path is protected.",
+            "flagged": (".gitea/x.yml",),
+        },
         (
             "⛔ **Not published: the change breaks a rule of this repository.** The patch is kept on the [sprint's page](https://bot.example/sprints/01J).\n"
             "\n"
@@ -584,6 +906,10 @@ def test_pr_body() -> None:
     assert body == (
         "Closes #7\n"
         "\n"
+        "**Look closely at:**\n"
+        "\n"
+        "- `.gitea/x.yml`\n"
+        "\n"
         "The agent says:\n"
         "\n"
         "> I fixed `parse`.\n"
@@ -600,10 +926,6 @@ def test_pr_body() -> None:
         "| `sh test.sh \\| cat` | ✅ passed in 1 s |\n"
         "| `lint` | ❌ exit code 2 |\n"
         "| `slow` | ❌ cut off in 1 min |\n"
-        "\n"
-        "**Look closely at:**\n"
-        "\n"
-        "- `.gitea/x.yml`\n"
         "\n"
         "<sub>Written for `bob` by `m1`, sandbox `bubblewrap`. Read it like a stranger's work before you merge. · [transcript](https://bot.example/sprints/01J)</sub>\n"
         "\n"
@@ -656,6 +978,40 @@ def test_commit_message() -> None:
     made = replies.commit_message(view(title="# Fix #3"), summary="Done.\nCloses #4\n\nmore", trailer="Agent: timmy")
     assert made == "F\u200bix #\u200b3\n\nDone. C\u200bloses #\u200b4\n\nRefs #7\n\nAgent: timmy\n"
     assert replies.commit_message(view(title="#"), summary="") == "Work on issue 7\n\nRefs #7\n"
+
+
+def test_a_refusal_by_the_guard_names_its_escape() -> None:
+    told = status(
+        state=SprintState.SETTLED, outcome=OutcomeKind.REFUSED, reason=replies.OTHER_WORK, detail="pull request #12 by carol closes it"
+    )
+    assert "pull request #\u200b12 by carol closes it" in told
+    assert "To start all the same: `/dispatch run force`." in told
+
+
+def test_a_long_log_is_cut() -> None:
+    line = {"n": 1, "tool": "read_file", "arguments": "{}", "result": "y" * 3000}
+    told = replies.log(sprint=WORKING, lines=[line] * 40)
+    assert "[cut: 3000 characters]" in told
+    assert "[cut]\n" in told
+    assert len(told) < 20_000
+
+
+@pytest.mark.parametrize("text", ["```\nx\n```", "~~~\n````` ", "</details>\n\n/dispatch run", "`" * 40])
+def test_a_fence_holds_whatever_stands_in_it(text: str) -> None:
+    for said in (replies.prompt_text(text=text, comments=0), replies.log(sprint=WORKING, lines=[LINES[0] | {"result": text}])):
+        assert parse(said, VERBS) == []
+        assert said.count("<details>") == 1
+        fence = said.splitlines()[-3]
+        assert set(fence) == {"`"}
+        assert said.count(fence) == 2
+
+
+def test_the_terminal_gets_plain_words() -> None:
+    shown = replies.on_terminal(Reply("log", {"sprint": WORKING, "lines": LINES}))
+    assert shown.startswith("The sprint is working")
+    assert "<" not in shown
+    assert "/dispatch run @alice" in shown
+    assert replies.on_terminal(Reply("prompt_text", {"text": "Solve <it>.", "comments": 0})) == "Solve <it>."
 
 
 def test_every_reply_has_its_snapshot_and_documents_its_cause() -> None:
@@ -716,6 +1072,14 @@ def test_foreign_words_do_nothing_wherever_they_stand(text: str) -> None:
         replies.not_permitted(login=text, verb="run", needs="WRITE", has="READ"),
         replies.text_changed(text),
         replies.quoted(text),
+        replies.in_the_way(obstacles=[text], skipped=True),
+        replies.paused(pause=FLEET | {"by": text, "reason": text}, now_ms=1, running=1, waiting=1),
+        replies.status(active=None, last=None, now_ms=1, pauses=[ELSEWHERE | {"repo": text}], skip=SKIP | {"by": text, "reason": text}),
+        replies.decision_in_words(TRAIL[0] | {"reason": text, "actor": text}),
+        replies.decision_in_words(TRAIL[8] | {"reason": text}),
+        replies.skipped(reason=text, cancelled=False, running=False),
+        replies.health(verdict="idle", reasons=[text], pauses=[]),
+        replies.log(sprint=WORKING, lines=[LINES[0] | {"tool": text, "arguments": text, "result": text}]),
     ]
     for comment in made:
         assert parse(comment, VERBS) == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from world import make_world
 
-from bot.store import cursors
+from bot.models import Pause, PauseScope
+from bot.store import pauses
 from tests.prometheus_support import monitoring
 
 STALL = 4.0
@@ -32,7 +33,7 @@ async def test_the_page_arrives(base: Path, tmp_path: Path):
 
             await watched.until(lambda: verdict("idle"), 30, "an idle fleet")
 
-            await world.store.write(lambda conn: cursors.put(conn, cursors.PAUSED, {"by": "alice", "since_ms": 1}))
+            await world.store.write(lambda conn: pauses.put(conn, Pause(PauseScope.FLEET, 0, "", "alice", since_ms=1)))
             await world.model.stop()
             issue = await world.alice.open_issue("slug keeps capitals", "script: fix")
             await world.alice.label(issue, "dispatch")
@@ -40,7 +41,7 @@ async def test_the_page_arrives(base: Path, tmp_path: Path):
             await asyncio.sleep(STALL + 60 * HOLD + 3)
             assert not stalled(), "a paused fleet paged"
 
-            await world.store.write(lambda conn: cursors.delete(conn, cursors.PAUSED))
+            await world.store.write(lambda conn: pauses.lift(conn, PauseScope.FLEET, 0, now_ms=2))
             await watched.until(stalled, 60, "the page of a fleet whose model is gone")
             assert await verdict("stalled")
 

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +335,7 @@ async def make_world(
     start: bool = True,
     hook: bool = True,
     live: bool = False,
+    files: Mapping[str, str] = FILES,
     **changes: Any,
 ) -> AsyncIterator[Any]:
     """The embedded forge, or with `live` the Gitea of GITEA_URL: there `forge` is None, every name is unique, and all of it is removed at the end."""
@@ -351,7 +352,7 @@ async def make_world(
         await model.start()
         ends.push_async_callback(model.stop)
         suffix = f"-{secrets.token_hex(4)}" if live else ""
-        stage = await Stage.build(url, Secret(token), files=FILES, suffix=suffix)
+        stage = await Stage.build(url, Secret(token), files=files, suffix=suffix)
         ends.push_async_callback(stage.close)
         if live:
             ends.push_async_callback(stage.remove)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bot import prompt
@@ -199,6 +199,8 @@ class _Run:
             self._shorter_or_end(error)
             return None
         self._overflows = 0
+        # A secret that the model has got hold of goes no further: not into a row, a file or the next request.
+        completion = replace(completion, message=_scrubbed(completion.message, self._box.scrub))
         stored = {**completion.message, _FINISH_REASON: completion.finish_reason}
         await trajectory.reply(n, message=stored, usage=completion.usage, provider=completion.provider, model=completion.model)
         self._tell(n, completion)
@@ -304,3 +306,14 @@ class _Run:
         if turns >= HINT_AT and not self._hinted:
             self._history.say(prompt.repeating())
         self._hinted = turns >= HINT_AT
+
+
+def _scrubbed(value: Any, scrub: Callable[[str], str]) -> Any:
+    """The same JSON with every text in it passed through `scrub`."""
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {key: _scrubbed(item, scrub) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(item, scrub) for item in value]
+    return value

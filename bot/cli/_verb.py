@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from bot.chatops import Command, Invocation
     from bot.config import Loaded
-    from bot.models import Ask, IssueRef, Verdict
+    from bot.models import Ask, IssueRef, RepoId, Verdict
     from bot.store import Store
 
 FAILED = 1
@@ -22,20 +23,20 @@ def verb_command(verb: str) -> click.Command:
     """The click command of one verb; its help is that of the chat command."""
     plugin = _commands()[verb]
 
-    def call(config: Path, issue: str, words: tuple[str, ...]) -> int:
-        return _run(verb, config, issue, words)
+    def call(config: Path, words: tuple[str, ...]) -> int:
+        return _run(verb, config, words)
 
-    text = f"{plugin.summary}.\n\nThe same as `{plugin.usage}` in a comment, as an operator, for OWNER/REPO#NUMBER."
-    command = click.Command(
+    where = "for OWNER/REPO#NUMBER" if plugin.of_issue else "for the fleet, or for OWNER/REPO where that stands first"
+    place = "OWNER/REPO#N" if plugin.of_issue else "[OWNER/REPO]"
+    usage = f"{place} [OPTIONS AND WORDS]..."
+    return click.Command(
         verb,
-        params=[click.Argument(["issue"], metavar="OWNER/REPO#N"), click.Argument(["words"], nargs=-1, metavar="[OPTIONS AND WORDS]...")],
+        params=[click.Argument(["words"], nargs=-1, metavar=usage, required=plugin.of_issue)],
         callback=click.pass_obj(call),
-        help=text,
+        help=f"{plugin.summary}.\n\nThe same as `{plugin.usage}` in a comment, as an operator, {where}.",
         short_help=plugin.summary,
         context_settings={"ignore_unknown_options": True},
     )
-    command.params.sort(key=lambda param: param.name != "issue")
-    return command
 
 
 def _commands() -> dict[str, Command]:
@@ -46,15 +47,15 @@ def _commands() -> dict[str, Command]:
     return dict(discover(package, CommandType))
 
 
-def _run(verb: str, config: Path, issue: str, words: tuple[str, ...]) -> int:
+def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
     from bot import chatops, replies
     from bot.cli._load import load
-    from bot.models import IssueRef, UserError
-    from bot.redaction import terminal
+    from bot.models import UserError
+    from bot.redaction import Redactor, terminal
     from bot.store import Store
-    from bot.verdict import NEEDS_NO_ISSUE
 
-    ref = IssueRef.parse(issue)
+    plugin = _commands()[verb]
+    ref, words = _address(words, of_issue=plugin.of_issue)
     found = next(iter(chatops.parse(" ".join([chatops.NAMESPACE, verb, *words]), {verb})), None)
     if found is None or isinstance(found, chatops.ParseError):
         raise UserError(found.problem if found is not None else "this cannot be read as a command")
@@ -65,35 +66,42 @@ def _run(verb: str, config: Path, issue: str, words: tuple[str, ...]) -> int:
     store.open()
     try:
         ask = _ask(store, ref, verb, found)
-        if verb in NEEDS_NO_ISSUE:
-            verdict = _on_store(store, loaded, ask)
-        else:
+        if plugin.wants:
             import asyncio
 
             verdict = asyncio.run(_with_forge(store, loaded, ask))
+        else:
+            verdict = _on_store(store, loaded, ask)
     finally:
         store.close()
     if verdict.reply.name:
-        text = replies.render(verdict.reply, key=ask.key).partition("<!--")[0].strip()
-        click.echo(terminal(text))
+        keys = loaded.secrets
+        redactor = Redactor([keys.forge_token, *keys.webhook_secrets, *(key for key in keys.provider_keys if key is not None)])
+        click.echo(terminal(redactor.scrub(replies.on_terminal(verdict.reply))))
     elif verdict.reason:
         click.echo(verdict.reason)
-    return 0 if verdict.result == "ok" else FAILED
+    return verdict.exit_code if verdict.result == "ok" else FAILED
+
+
+def _address(words: tuple[str, ...], *, of_issue: bool) -> tuple[IssueRef, tuple[str, ...]]:
+    """What the first word names, and the others: an issue where the verb needs one, else a repository (then the number is 0) or nothing at all."""
+    from bot.models import IssueRef
+
+    first = words[0] if words else ""
+    if of_issue or "#" in first:
+        return IssueRef.parse(first), words[1:]
+    if re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", first):
+        return IssueRef.of(first, 0), words[1:]
+    return IssueRef("", "", 0), words
 
 
 def _ask(store: Store, ref: IssueRef, verb: str, found: Invocation) -> Ask:
     from bot import chatops
-    from bot.models import Actor, Ask, RepoId, Source, UserError
-    from bot.repositories import known_repositories
+    from bot.models import Actor, Ask, Source
 
-    known = store.read_sync(known_repositories)
-    repo_id = next((key for key, names in known.items() if ref.full_name.casefold() in (name.casefold() for name in names)), None)
-    if repo_id is None:
-        served = ", ".join(sorted({names[1] for names in known.values()})) or "none yet"
-        raise UserError(f"{ref.full_name} is not a repository this service has seen; it serves: {served}")
     return Ask(
         key=chatops.terminal_key(secrets.token_hex(8)),
-        repo_id=RepoId(repo_id),
+        repo_id=_repo_id(store, ref),
         issue=ref,
         actor=Actor.terminal(),
         source=Source.COMMAND,
@@ -104,6 +112,21 @@ def _ask(store: Store, ref: IssueRef, verb: str, found: Invocation) -> Ask:
         instructions=found.instructions,
         text=found.text,
     )
+
+
+def _repo_id(store: Store, ref: IssueRef) -> RepoId:
+    """The number of a repository that the service has seen; 0 where none is named."""
+    from bot.models import RepoId, UserError
+    from bot.repositories import known_repositories
+
+    if not ref.repo:
+        return RepoId(0)
+    known = store.read_sync(known_repositories)
+    repo_id = next((key for key, names in known.items() if ref.full_name.casefold() in (name.casefold() for name in names)), None)
+    if repo_id is None:
+        served = ", ".join(sorted({names[1] for names in known.values()})) or "none yet"
+        raise UserError(f"{ref.full_name} is not a repository this service has seen; it serves: {served}")
+    return RepoId(repo_id)
 
 
 def _on_store(store: Store, loaded: Loaded, ask: Ask) -> Verdict:

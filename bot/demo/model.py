@@ -179,6 +179,14 @@ def write(talk: Talk, files: dict[str, str] | None = None) -> Turn:
     return Turn("", (("finish", {"summary": f"Wrote {', '.join(path for path, _ in todo)}."}),))
 
 
+def calls(talk: Talk, todo: Sequence[Sequence[Any]] = ()) -> Turn:
+    """Makes the given calls, each `[name, arguments]`, one a turn, whatever comes of them, and finishes."""
+    if talk.turns < len(todo):
+        name, arguments = todo[talk.turns]
+        return Turn("", ((name, arguments),))
+    return Turn("", (("finish", {"summary": f"Made {len(todo)} calls."}),))
+
+
 def touch_workflow(talk: Talk) -> Turn:
     """Writes a protected file."""
     return write(talk, {".gitea/workflows/ci.yml": "on: push\njobs: {}\n"})
@@ -243,7 +251,7 @@ Script = Callable[..., Turn]
 SCRIPTS: Final[dict[str, Script]] = {
     script.__name__: script
     for script in (
-        fix, no_change, endless, repeat, noops, slow, sleeper, attack, write, touch_workflow, no_tool_call, bad_arguments, truncated, garbage,
+        fix, no_change, endless, repeat, noops, slow, sleeper, attack, write, calls, touch_workflow, no_tool_call, bad_arguments, truncated, garbage,
         html, hang, half_stream, http_500, http_401, http_429, ping,
     )
 }  # fmt: skip

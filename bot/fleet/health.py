@@ -10,13 +10,15 @@ from bot.models import SprintState
 from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, Reason
 
 _NAMED = 5
+WEBHOOK_SILENT = 5400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
     """Every number of the verdict and of the alert rules (seconds unless named otherwise); `grafana/build.py` writes the rules from these.
 
-    `webhook_silent` is None while no canary delivery runs: a quiet repository would look broken.
+    `webhook_silent` is None while no canary delivery runs: a quiet repository would look broken. Where the forge agreed to send one within
+    WEBHOOK_SILENT it is that.
     """
 
     stall_after: float = 600.0
@@ -29,9 +31,10 @@ class Thresholds:
     bad_signatures: int = 5
 
     @classmethod
-    def of(cls, settings: Settings) -> Thresholds:
-        """The thresholds of one configuration."""
-        return cls(stall_after=settings.timing.stall_after_seconds)
+    def of(cls, settings: Settings, *, canary_age: float | None = None) -> Thresholds:
+        """The thresholds of one configuration; `canary_age` is how long ago (seconds) the forge agreed to send a test delivery."""
+        silent = WEBHOOK_SILENT if canary_age is not None and canary_age < WEBHOOK_SILENT else None
+        return cls(stall_after=settings.timing.stall_after_seconds, webhook_silent=silent)
 
 
 def judge(snapshot: FleetSnapshot, thresholds: Thresholds, also: tuple[Reason, ...] = ()) -> Health:
@@ -99,7 +102,11 @@ def _held(snapshot: FleetSnapshot) -> Iterator[Reason]:
 def _paused(snapshot: FleetSnapshot) -> Reason:
     who = f" by {snapshot.paused_by}" if snapshot.paused_by else ""
     since = f" for {_age(snapshot, snapshot.paused_since_ms)}" if snapshot.paused_since_ms is not None else ""
-    return Reason("paused", f"paused{who}{since}, {snapshot.running} still running, {snapshot.sprints.get(SprintState.QUEUED, 0)} queued")
+    left = snapshot.age(snapshot.paused_until_ms)
+    until = "" if left is None else f", ends by itself in {max(0.0, -left):.0f} s"
+    why = f" ({snapshot.paused_reason})" if snapshot.paused_reason else ""
+    queued = snapshot.sprints.get(SprintState.QUEUED, 0)
+    return Reason("paused", f"paused{who}{since}{why}{until}, {snapshot.running} still running, {queued} queued")
 
 
 def _older(snapshot: FleetSnapshot, moment_ms: int | None, seconds: float) -> bool:

@@ -31,7 +31,10 @@ TakeIn = Callable[[chatops.Finding], Any]
 
 
 class Reconciler:
-    """One round asks every repository what moved since the cursors. `polling` is true while deliveries are known not to arrive."""
+    """One round asks every repository what moved since the cursors. `polling` is true while deliveries are known not to arrive.
+
+    `tested_ms` is when the forge last agreed to send a test delivery (Unix ms; 0: never), told to `tested` each time.
+    """
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class Reconciler:
         verbs: Collection[str],
         take_in: TakeIn,
         missed: Callable[[int], None],
+        tested: Callable[[int], None],
         last_delivery_ms: Callable[[], int],
         hook_url: str,
         is_leader: Callable[[], bool],
@@ -59,12 +63,14 @@ class Reconciler:
         self._verbs = verbs
         self._take_in = take_in
         self._missed = missed
+        self._tested = tested
         self._last_delivery_ms = last_delivery_ms
         self._hook_url = hook_url
         self._is_leader = is_leader
         self._now_ms = now_ms
         self.polling = False
         self.why_polling = ""
+        self.tested_ms = 0
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -78,7 +84,9 @@ class Reconciler:
                 # Polling begins at once, not after the long wait of the other mode.
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), timing.poll_seconds if self.polling else timing.every_seconds)
+                    # Not wait_for, which before Python 3.12 swallows a cancellation that meets the event.
+                    async with asyncio.timeout(timing.poll_seconds if self.polling else timing.every_seconds):
+                        await self._changed.wait()
         finally:
             proof.cancel()
 
@@ -88,6 +96,8 @@ class Reconciler:
             started = self._now_ms()
             why = await self._ask_for_test()
             if not why:
+                self.tested_ms = started
+                self._tested(started)
                 await asyncio.sleep(PROOF_SECONDS)
                 why = "" if self._last_delivery_ms() >= started else "no test delivery came within 10 s"
             elif self._last_delivery_ms() >= started - PROVE_AGAIN_SECONDS * 1000:

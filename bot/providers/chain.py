@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -173,14 +174,15 @@ class _Means:
     random: Callable[[], float]
     on_call: Callable[..., None]
     on_fallback: Callable[..., None]
+    in_flight: Callable[[str], AbstractContextManager[None]]
 
 
 class ProviderChain:
     """`entries` is asked at every call, so that a changed configuration holds from the next one.
 
     `now_ms` is Unix time; `random` gives 0 to 1; `logins` by name (`nous`). `on_call(provider=, model=, result=, seconds=)` is told of every call
-    that gave no reply (`result` is an ErrorClass; the others are told by their Completion), `on_fallback(from_provider=, to_provider=)` of every
-    change of entry.
+    (`result` is `ok` or an ErrorClass), `on_fallback(from_provider=, to_provider=)` of every change of entry; `in_flight(provider)` is entered
+    around every call.
     """
 
     def __init__(
@@ -193,6 +195,7 @@ class ProviderChain:
         random: Callable[[], float],
         on_call: Callable[..., None] | None = None,
         on_fallback: Callable[..., None] | None = None,
+        in_flight: Callable[[str], AbstractContextManager[None]] | None = None,
         logins: Mapping[str, Login] | None = None,
         client: Caller | None = None,
     ) -> None:
@@ -205,6 +208,7 @@ class ProviderChain:
             random=random,
             on_call=on_call or _ignore,
             on_fallback=on_fallback or _ignore,
+            in_flight=in_flight or _uncounted,
         )
 
     async def aclose(self) -> None:
@@ -278,6 +282,10 @@ class ProviderChain:
 
 def _ignore(**_facts: object) -> None:
     return None
+
+
+def _uncounted(_provider: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 _PING_MESSAGES: Final[Messages] = [{"role": "user", "content": "Call the tool `ping` now, with no arguments. Do not answer in words."}]
@@ -402,9 +410,10 @@ class _Run:
             raise DeadlineError("the time is up", maybe_billed=self._wasted.tokens > 0)
         most = max(SMALLEST_REPLY, min(self._max_tokens, entry.max_output_tokens, entry.context_window - self._sent))
         try:
-            reply = await means.requester.request(
-                entry, self._messages, self._tools, key=key, max_tokens=most, seconds=min(entry.call_seconds, left), on_text=self._on_text
-            )
+            with means.in_flight(entry.provider):
+                reply = await means.requester.request(
+                    entry, self._messages, self._tools, key=key, max_tokens=most, seconds=min(entry.call_seconds, left), on_text=self._on_text
+                )
         except CallFailedError as error:
             failure, seconds = error.failure, loop.time() - began
             if failure.started:
@@ -413,7 +422,9 @@ class _Run:
             if failure.seen is Seen.TIMEOUT and loop.time() >= self._deadline:
                 raise DeadlineError("the time is up", maybe_billed=True) from None
             return failure, seconds
-        return reply, loop.time() - began
+        seconds = loop.time() - began
+        means.on_call(provider=entry.provider, model=entry.model, result="ok", seconds=seconds)
+        return reply, seconds
 
     def _completion(self, entry: Entry, reply: Reply, seconds: float) -> Completion:
         usage = _counted(entry, reply, self._sent)

@@ -41,6 +41,12 @@ class EntryHealth:
         return cls(**{**data, "state": EntryState(data.get("state", EntryState.HEALTHY))})
 
 
+def available(health: Mapping[str, Any], at_ms: int) -> bool:
+    """Whether an entry with this stored record could be called at that moment."""
+    known = EntryHealth.from_json(health)
+    return known.state is EntryState.HEALTHY or (known.state is EntryState.COOLING and known.until_ms <= at_ms)
+
+
 class HealthStore(Protocol):
     """Shared by all workers, survives restarts. Keys are `provider/model`, or `provider/*` for a whole provider."""
 

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
 
 from bot.models import DispatchError
-from bot.store import cursors, deliveries, intents, outbox, providers, sprints, steps, workers
+from bot.store import alerts, cursors, deliveries, intents, outbox, pauses, providers, skips, sprints, steps, workers
 from bot.store._base import metadata
+from bot.store._group import GroupWriter
 from bot.store._sqlite import assert_usable, install_listener
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ CONNECT_SECONDS = 10
 LOCKS = "timmy-dispatch"
 
 # Imported for their tables: whoever creates the schema must know them all.
-CONCERNS = (cursors, deliveries, intents, outbox, providers, sprints, steps, workers)
+CONCERNS = (alerts, cursors, deliveries, intents, outbox, pauses, providers, skips, sprints, steps, workers)
 
 
 class StoreError(DispatchError):
@@ -50,7 +51,8 @@ def is_away(error: BaseException) -> bool:
 class Store:
     """Connections to the database and the two ways to use it.
 
-    SQLite has one writer thread (fewer contenders, shorter tails: engine.md, "Our tables beside DBOS's") and `BEGIN IMMEDIATE`; PostgreSQL a pool.
+    SQLite has one writer thread (fewer contenders, shorter tails: engine.md, "Our tables beside DBOS's"), `BEGIN IMMEDIATE`, and one commit for all
+    writes that wait; PostgreSQL a pool.
     `write` and `read` run `fn(connection)` in a transaction on another thread and return its value; an exception rolls back.
     """
 
@@ -66,7 +68,8 @@ class Store:
             options: dict[str, Any] = {"max_overflow": 0, "pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS}}
             self._write_engine = sa.create_engine(psycopg, pool_size=WRITERS + OWN, json_serializer=json.dumps, **options)
             self._read_engine = sa.create_engine(psycopg, pool_size=READERS + OWN, **options)
-        self._writer = ThreadPoolExecutor(1 if self.sqlite else WRITERS, "store-write")
+        self._group = GroupWriter(self._write_engine) if self.sqlite else None
+        self._writer = ThreadPoolExecutor(WRITERS, "store-write")
         self._reader = ThreadPoolExecutor(READERS, "store-read")
 
     @property
@@ -78,6 +81,9 @@ class Store:
         """Creates what is missing; refuses a database of a later version or a SQLite that cannot serve the engine."""
         if self.path is not None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Before SQLite makes it: its write-ahead log takes over the mode.
+            self.path.touch(mode=0o600)
+            self.path.chmod(0o600)
             assert_usable(self.path)
         with self._write_engine.begin() as conn:
             if not self.sqlite:
@@ -90,11 +96,11 @@ class Store:
                     f"the database has schema {version}, this program knows {SCHEMA_VERSION}. Remedy: start the newer timmy-dispatch"
                 )
             cursors.put(conn, "schema_version", SCHEMA_VERSION)
-        if self.path is not None:
-            self.path.chmod(0o600)
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
-        """Runs `fn` in one write transaction on the writer's thread."""
+        """Runs `fn` in one write transaction on the writer's thread; it is durable when this returns."""
+        if self._group is not None:
+            return await asyncio.wrap_future(self._group.submit(fn))
         return await asyncio.get_running_loop().run_in_executor(self._writer, self.write_sync, fn)
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
@@ -123,6 +129,8 @@ class Store:
 
     def close(self) -> None:
         """Waits for what is under way and gives the connections back."""
+        if self._group is not None:
+            self._group.close()
         self._writer.shutdown(wait=True)
         self._reader.shutdown(wait=True)
         self._write_engine.dispose()

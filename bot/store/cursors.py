@@ -1,4 +1,4 @@
-"""Small named facts of the service: schema version, reconcile cursors, last delivery, pause; one row each."""
+"""Small named facts of the service: schema version, reconcile cursors, last delivery; one row each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ LAST_DELIVERY = "last_delivery_ms"
 LAST_TEST_PUSH = "last_test_push_ms"
 LAST_PROGRESS = "last_progress_ms"
 LAST_SUCCESS = "last_success_ms"
-PAUSED = "paused"
 STARTED = "initialised_ms"
 
 

@@ -48,8 +48,9 @@ def add(conn: Connection, *, digest: str, event_type: str, delivery: str, body: 
         insert(conn, table)
         .values(hash=digest, event_type=event_type, delivery=clean(delivery), body=body, received_ms=now_ms, tries=0, due_ms=0)
         .on_conflict_do_nothing()
+        .returning(table.c.hash)
     )
-    return conn.execute(statement).rowcount == 1
+    return conn.execute(statement).first() is not None
 
 
 def take(conn: Connection, digest: str, now_ms: int) -> Delivery | None:

@@ -8,9 +8,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from bot.models import IN_FLIGHT, RUNNING, OutcomeKind, SprintState, WaitingReason
+from bot.models import IN_FLIGHT, RUNNING, OutcomeKind, PauseScope, RepositoryLoad, SprintState, WaitingReason
 from bot.snapshot import FleetSnapshot, WorkerBeat, WorkerState
-from bot.store import cursors, deliveries, outbox, providers, sprints, workers
+from bot.store import cursors, deliveries, outbox, pauses, providers, sprints, workers
 from bot.store._base import database_now_ms
 
 c = sprints.table.c
@@ -33,7 +33,7 @@ def snapshot(conn: Connection, *, worker_timeout_ms: int, available: Callable[[d
     out = outbox.table.c
     behind_sprints = conn.execute(sa.select(sa.func.count(), sa.func.min(c.updated_ms)).where(c.projected_rev < c.rev)).one()
     behind_outbox = conn.execute(sa.select(sa.func.count(), sa.func.min(out.made_ms)).where(out.projected_rev < out.rev)).one()
-    pause = cursors.get(conn, cursors.PAUSED)
+    pause = next((pause for pause in pauses.current(conn, now) if pause.scope is PauseScope.FLEET), None)
     return FleetSnapshot(
         now_ms=now,
         sprints=counts,
@@ -52,10 +52,24 @@ def snapshot(conn: Connection, *, worker_timeout_ms: int, available: Callable[[d
         outbox_oldest_ms=min((moment for moment in (behind_sprints[1], behind_outbox[1]) if moment is not None), default=None),
         workers=tuple(_beats(conn, now, worker_timeout_ms)),
         paused=pause is not None,
-        paused_by=pause["by"] if pause else "",
-        paused_since_ms=pause["since_ms"] if pause else None,
+        paused_by=pause.by if pause else "",
+        paused_since_ms=pause.since_ms if pause else None,
+        paused_until_ms=pause.until_ms if pause else None,
+        paused_reason=pause.reason if pause else "",
         providers=_providers(conn, now, available),
     )
+
+
+def load(conn: Connection) -> tuple[RepositoryLoad, ...]:
+    """What each repository with live sprints has in flight and in the queue, the busiest first."""
+    flying = sa.func.sum(sa.case((c.state != SprintState.QUEUED, 1), else_=0))
+    statement = (
+        sa.select(c.repo_id, sa.func.max(c.repo), flying, sa.func.count() - flying)
+        .where(c.state != SprintState.SETTLED)
+        .group_by(c.repo_id)
+    )
+    found = [RepositoryLoad(row[0], row[1], int(row[2]), int(row[3])) for row in conn.execute(statement)]
+    return tuple(sorted(found, key=lambda one: (-one.in_flight, -one.queued, one.repo)))
 
 
 def _by(column: sa.Column[Any]) -> sa.Select[Any]:
@@ -63,7 +77,8 @@ def _by(column: sa.Column[Any]) -> sa.Select[Any]:
 
 
 def _beats(conn: Connection, now_ms: int, timeout_ms: int) -> list[WorkerBeat]:
-    busy = set(conn.execute(sa.select(c.executor_id).where(c.state.in_(list(IN_FLIGHT))).distinct()).scalars())
+    claimed = sa.select(c.executor_id, sa.func.count()).where(c.state.in_(list(IN_FLIGHT)), c.executor_id.is_not(None))
+    busy = {row[0]: int(row[1]) for row in conn.execute(claimed.group_by(c.executor_id))}
     latest: dict[tuple[str, int], workers.Worker] = {}
     for worker in workers.every(conn):
         place = (worker.node_id, worker.slot)
@@ -77,7 +92,8 @@ def _beats(conn: Connection, now_ms: int, timeout_ms: int) -> list[WorkerBeat]:
             state = WorkerState.DRAINING
         else:
             state = WorkerState.BUSY if worker.executor_id in busy else WorkerState.IDLE
-        beats.append(WorkerBeat(f"{node}-{slot}", state, worker.beat_ms))
+        running = busy.get(worker.executor_id, 0)
+        beats.append(WorkerBeat(f"{node}-{slot}", state, worker.beat_ms, slots=worker.capacity, running=running))
     return beats
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from bot.models import Ask, SprintId
+from bot.models import Ask, Decision, SprintId
 from bot.store._base import BIG, clean, insert, metadata
 
 table = sa.Table(
@@ -48,19 +48,6 @@ class Intent:
     sprint_id: SprintId | None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One row of the trail that `explain` shows."""
-
-    made_ms: int
-    kind: str
-    result: str
-    reason: str
-    actor: str
-    sprint_id: SprintId | None
-    intent_key: str
-
-
 def get(conn: Connection, key: str) -> Intent | None:
     """The stored answer, or None where this wish is new."""
     row = conn.execute(sa.select(table.c.key, table.c.result, table.c.sprint_id).where(table.c.key == key)).first()
@@ -69,8 +56,8 @@ def get(conn: Connection, key: str) -> Intent | None:
 
 def claim(conn: Connection, key: str, now_ms: int) -> bool:
     """Takes the key inside the deciding transaction; False where it exists (then nothing else may be done)."""
-    statement = insert(conn, table).values(key=key, result="", made_ms=now_ms).on_conflict_do_nothing()
-    return conn.execute(statement).rowcount == 1
+    statement = insert(conn, table).values(key=key, result="", made_ms=now_ms).on_conflict_do_nothing().returning(table.c.key)
+    return conn.execute(statement).first() is not None
 
 
 def answer(conn: Connection, ask: Ask, *, result: str, reason: str, sprint_id: SprintId | None, now_ms: int) -> int:

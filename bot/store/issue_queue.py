@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from bot.models import Ask, CancelResult, Limits, Position, Source, SprintId, SprintState, SprintView
-from bot.store import sprints
+from bot.models import (
+    Ask,
+    CancelResult,
+    Decision,
+    Limits,
+    LogLine,
+    Pause,
+    PauseScope,
+    Position,
+    RepositoryLoad,
+    Skip,
+    Source,
+    SprintId,
+    SprintState,
+    SprintView,
+)
+from bot.snapshot import FleetSnapshot
+from bot.store import fleet, intents, pauses, skips, sprints, steps
 
 COUNTED = 200
 
 
 @dataclass(frozen=True, slots=True)
 class IssueQueue:
-    """What a command may do to the queue; see `bot.chatops.Queue`. `fresh_id` becomes the new sprint's id."""
+    """What a command may do to the queue; see `bot.chatops.Queue`. `fresh_id` becomes the new sprint's id, `look` reads the fleet."""
 
     conn: Connection
     ask: Ask
@@ -23,6 +39,7 @@ class IssueQueue:
     base_branch: str
     fresh_id: SprintId
     now_ms: int
+    look: Callable[[Connection], FleetSnapshot]
 
     def active(self) -> SprintView | None:
         """The sprint of this issue that has not settled."""
@@ -72,6 +89,55 @@ class IssueQueue:
     def counts(self) -> Mapping[SprintState, int]:
         """How many live sprints of the fleet are in each state."""
         return sprints.counts(self.conn)
+
+    def prioritise(self, sprint_id: SprintId, priority: int) -> bool:
+        """Another priority for a sprint that waits; False where it waits no longer."""
+        return sprints.prioritise(self.conn, sprint_id, priority, self.now_ms)
+
+    def trail(self, limit: int) -> list[Decision]:
+        """The newest decisions about this issue, oldest first."""
+        return intents.trail(self.conn, self.ask.repo_id, self.ask.issue.number, limit=limit)
+
+    def log(self, sprint_id: SprintId, limit: int) -> list[LogLine]:
+        """The last things a sprint did, oldest first."""
+        return steps.latest(self.conn, sprint_id, limit=limit)
+
+    def pauses(self) -> Sequence[Pause]:
+        """Every pause that holds now, the fleet's first."""
+        return pauses.current(self.conn, self.now_ms)
+
+    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str) -> Pause:
+        """Pauses the fleet or this repository."""
+        repo_id, repo = (self.ask.repo_id, self.ask.issue.full_name) if scope is PauseScope.REPO else (0, "")
+        pause = Pause(scope, repo_id, repo, self.ask.actor.login, self.now_ms, until_ms, reason)
+        pauses.put(self.conn, pause)
+        return pause
+
+    def resume(self, scope: PauseScope) -> Pause | None:
+        """Ends a pause; returns it, or None where none held."""
+        return pauses.lift(self.conn, scope, self.ask.repo_id if scope is PauseScope.REPO else 0, self.now_ms)
+
+    def skipped(self) -> Skip | None:
+        """The entry of this issue on the skip list."""
+        return skips.get(self.conn, self.ask.repo_id, self.ask.issue.number)
+
+    def skip(self, reason: str) -> Skip:
+        """Puts this issue on the skip list."""
+        skip = Skip(self.ask.repo_id, self.ask.issue.number, self.ask.actor.login, self.now_ms, reason)
+        skips.put(self.conn, skip)
+        return skip
+
+    def unskip(self) -> Skip | None:
+        """Takes this issue off the skip list."""
+        return skips.remove(self.conn, self.ask.repo_id, self.ask.issue.number)
+
+    def snapshot(self) -> FleetSnapshot:
+        """The fleet as the store knows it at this moment."""
+        return self.look(self.conn)
+
+    def load(self) -> Sequence[RepositoryLoad]:
+        """What each repository has in flight and queued."""
+        return fleet.load(self.conn)
 
 
 def _lowered(limits: Limits, options: Mapping[str, str]) -> Limits:

@@ -111,6 +111,12 @@ table = sa.Table(
         postgresql_where=sa.text("state = 'queued'"),
     ),
     sa.Index(
+        "ix_sprints_unnamed",
+        "repo_id",
+        sqlite_where=sa.text("state = 'queued' AND waiting_reason IS NULL"),
+        postgresql_where=sa.text("state = 'queued' AND waiting_reason IS NULL"),
+    ),
+    sa.Index(
         "ix_sprints_flight",
         "repo_id",
         sqlite_where=sa.text("state NOT IN ('queued', 'settled')"),
@@ -127,6 +133,10 @@ table = sa.Table(
     sa.Index("ix_sprints_settled", "settled_ms"),
 )
 c = table.c
+
+# Written out: a bound parameter would keep the database from using a partial index.
+QUEUED = sa.text("sprints.state = 'queued'")
+FLYING = sa.text("sprints.state NOT IN ('queued', 'settled')")
 
 AGED_TO = 2
 
@@ -472,33 +482,47 @@ def wait(conn: Connection, sprint_id: str, reason: WaitingReason, note: str, now
     return conn.execute(statement).rowcount == 1
 
 
-def hold(conn: Connection, head_id: str, repo_id: int, reason: WaitingReason, note: str, *, now_ms: int) -> None:
-    """A policy holds every ready sprint of a repository behind its ready head (which `wait` names, for its comment)."""
+def hold(conn: Connection, head_id: str, repo_id: int, reason: WaitingReason, note: str, *, now_ms: int, renamed: bool) -> None:
+    """A policy holds every ready sprint of a repository behind its ready head (which `wait` names, for its comment).
+
+    `renamed` also takes those that wait for another reason, which is a look at each of them; without it only those with none, by their index:
+    newcomers, whose comments are behind then.
+    """
+    unnamed = sa.text("sprints.waiting_reason IS NULL")
+    which = sa.or_(unnamed, c.waiting_reason != reason) if renamed else unnamed
     conn.execute(
         table.update()
-        .where(
-            c.repo_id == repo_id,
-            c.state == SprintState.QUEUED,
-            c.not_before_ms <= now_ms,
-            sa.or_(c.waiting_reason.is_(None), c.waiting_reason != reason),
-            c.id != head_id,
-        )
-        .values(waiting_reason=reason, waiting_note=note)
+        .where(QUEUED, c.repo_id == repo_id, c.not_before_ms <= now_ms, which, c.id != head_id)
+        .values(waiting_reason=reason, waiting_note=note, **({} if renamed else {"rev": c.rev + 1, "show_due_ms": now_ms + 1000}))
     )
+
+
+def show_first(conn: Connection, repo_id: int, *, limit: int, now_ms: int) -> None:
+    """The comments of a repository's next `limit` queued sprints are behind: something holds them now, or holds them no longer."""
+    first = sa.select(c.id).where(QUEUED, c.repo_id == repo_id).order_by(c.priority, c.queued_ms, c.id).limit(limit)
+    ids = list(conn.execute(first).scalars())
+    raise_positions(conn, ids, now_ms + 1000)
+
+
+def prioritise(conn: Connection, sprint_id: str, priority: int, now_ms: int) -> bool:
+    """Another priority for a sprint that waits, from which it ages anew; False where it waits no longer."""
+    statement = table.update().where(c.id == sprint_id, c.state == SprintState.QUEUED)
+    values = {"priority": priority, "aged": 0, "updated_ms": now_ms, "rev": c.rev + 1, "show_due_ms": 0}
+    return conn.execute(statement.values(**values)).rowcount == 1
 
 
 def release(conn: Connection, repo_id: int, reasons: Sequence[WaitingReason], now_ms: int) -> None:
     """The policy holds this repository no longer."""
     conn.execute(
         table.update()
-        .where(c.repo_id == repo_id, c.state == SprintState.QUEUED, c.waiting_reason.in_(list(reasons)))
+        .where(QUEUED, c.repo_id == repo_id, c.waiting_reason.in_(list(reasons)))
         .values(waiting_reason=None, waiting_note="", updated_ms=now_ms)
     )
 
 
 def held_repositories(conn: Connection, reasons: Sequence[WaitingReason]) -> set[int]:
     """Repositories with queued sprints that one of these reasons holds."""
-    statement = sa.select(c.repo_id).where(c.state == SprintState.QUEUED, c.waiting_reason.in_(list(reasons))).distinct()
+    statement = sa.select(c.repo_id).where(QUEUED, c.waiting_reason.in_(list(reasons))).distinct()
     return set(conn.execute(statement).scalars())
 
 
@@ -522,7 +546,7 @@ def heads(conn: Connection, now_ms: int) -> list[Any]:
 
 def in_flight(conn: Connection) -> dict[int, int]:
     """repo_id -> sprints admitted or running."""
-    statement = sa.select(c.repo_id, sa.func.count()).where(c.state.not_in(["queued", "settled"])).group_by(c.repo_id)
+    statement = sa.select(c.repo_id, sa.func.count()).where(FLYING).group_by(c.repo_id)
     return {row[0]: int(row[1]) for row in conn.execute(statement)}
 
 
@@ -603,7 +627,7 @@ def queue_wait_ms(conn: Connection, *, sample: int = 20) -> int:
 def age(conn: Connection, *, wait_ms: int, now_ms: int) -> int:
     """Raises the priority once per `wait_ms` waited, so that a low class cannot starve; never above AGED_TO."""
     due = c.queued_ms + sa.literal(wait_ms, BIG) * (c.aged + 1)
-    statement = table.update().where(c.state == SprintState.QUEUED, c.priority > AGED_TO, due < now_ms)
+    statement = table.update().where(QUEUED, c.priority > AGED_TO, due < now_ms)
     return conn.execute(statement.values(priority=c.priority - 1, aged=c.aged + 1)).rowcount
 
 
@@ -620,9 +644,7 @@ def owners(conn: Connection) -> list[str]:
 
 def untouched(conn: Connection, *, before_ms: int) -> list[tuple[str, int, str | None, str]]:
     """(id, k, stop, state) of sprints in flight that nobody wrote to since then: candidates of the orphan sweep."""
-    statement = sa.select(c.id, c.admitted_n, c.stop, c.state).where(
-        c.state.not_in([SprintState.QUEUED, SprintState.SETTLED]), c.updated_ms < before_ms
-    )
+    statement = sa.select(c.id, c.admitted_n, c.stop, c.state).where(FLYING, c.updated_ms < before_ms)
     return [(row[0], row[1], row[2], row[3]) for row in conn.execute(statement)]
 
 

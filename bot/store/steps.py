@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from bot.models import StoredStep, StoredToolCall, Usage
+from bot.models import LogLine, StoredStep, StoredToolCall, Usage
 from bot.store._base import BIG, clean, insert, metadata
 
 table = sa.Table(
@@ -88,6 +88,25 @@ def journal(conn: Connection, sprint_id: str) -> list[Any]:
         .order_by(columns.attempt, columns.n, columns.i)
     )
     return list(conn.execute(statement))
+
+
+def latest(conn: Connection, sprint_id: str, *, limit: int) -> list[LogLine]:
+    """The last things a sprint did, oldest first: tool calls, and model calls that failed."""
+    calls, made = tool_calls.c, table.c
+    done = (
+        sa.select(calls.attempt, calls.n, calls.i, calls.tool, calls.arguments, calls.result)
+        .where(calls.sprint_id == sprint_id)
+        .order_by(calls.attempt.desc(), calls.n.desc(), calls.i.desc())
+        .limit(limit)
+    )
+    failures = (
+        sa.select(made.attempt, made.n, sa.literal(-1), sa.literal(""), sa.literal(""), made.error)
+        .where(made.sprint_id == sprint_id, made.error.is_not(None))
+        .order_by(made.attempt.desc(), made.n.desc())
+        .limit(limit)
+    )
+    rows = sorted((*conn.execute(done), *conn.execute(failures)), key=lambda row: (row[0], row[1], row[2]))
+    return [LogLine(attempt, n, tool, arguments, result) for attempt, n, _, tool, arguments, result in rows[-limit:]]
 
 
 def _usage(

@@ -1,4 +1,4 @@
-"""The public listener: the webhook, and a word to whoever looks in."""
+"""The public listener: the webhook, and beside it the pages, or where there are none a word to whoever looks in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from bot import __version__
+from bot.web.pages import Pages
 
 HEADER_BYTES = 16_384
 
 
-def build(webhook: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.Application:
-    """The application; its own body limit is off because the intake has one."""
+def build(webhook: Callable[[web.Request], Awaitable[web.StreamResponse]], pages: Pages | None = None) -> web.Application:
+    """The application; its own body limit is off because intake and pages have theirs."""
     app = web.Application(client_max_size=0)
     app.router.add_post("/webhook", webhook)
-    app.router.add_get("/", _root)
+    if pages is None:
+        app.router.add_get("/", _root)
+    else:
+        pages.add_to(app)
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
@@ -61,12 +61,13 @@ def observability_app(
     render: Callable[[str, bool], Rendered],
     health: Callable[[], Health],
     unready: Callable[[], str] = lambda: "",
+    alerts: Callable[[web.Request], Awaitable[web.Response]] | None = None,
 ) -> web.Application:
     """The application of the metrics listener.
 
     `render(accept, compress)` and `health()` may block; they run in a thread. `unready()` is asked on the loop and says why deliveries
     cannot be taken now (starting, draining), or "". `/readyz` answers 503 for that and where the store cannot be read; a stalled fleet
-    still takes deliveries, so its verdict alone never makes it 503.
+    still takes deliveries, so its verdict alone never makes it 503. `alerts` answers POST /alerts; without it there is no such route.
     """
     threads = _Threads()
 
@@ -102,6 +103,8 @@ def observability_app(
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
+    if alerts is not None:
+        app.router.add_post("/alerts", alerts)
     app.on_cleanup.append(close)
     return app
 

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bot.redaction import Secret
@@ -19,7 +19,7 @@ from bot.workspace import policy
 from bot.workspace.errors import GitFailed, GitRefused, GitUnavailable, Refusal, TreeRefused
 from bot.workspace.hostgit import MAX_OUTPUT, GitOutput, HostGit, branch_ref, classify, sha
 from bot.workspace.policy import Change, Policy, Violation
-from bot.workspace.secrets_scan import scan_patch
+from bot.workspace.secrets_scan import scan_known, scan_patch
 
 MAX_PACK = 64 * 1024**2
 MAX_PATCH = 64 * 1024**2
@@ -276,8 +276,20 @@ class Workspaces:
         text = found.out.decode("utf-8", "replace")
         return f"{text}\n[... cut at {max_bytes} bytes ...]\n" if found.cut else text
 
-    async def vet(self, sprint_id: str, base_sha: str, tree: str, *, extra_protected: Sequence[str], allow_protected: bool) -> Policy:
-        """The policy on the tree: paths (built-in, configured and the base commit's own), modes, links, sizes, number of files, credentials."""
+    async def vet(
+        self,
+        sprint_id: str,
+        base_sha: str,
+        tree: str,
+        *,
+        extra_protected: Sequence[str],
+        allow_protected: bool,
+        scrub: Callable[[str], str] | None = None,
+    ) -> Policy:
+        """The policy on the tree: paths (built-in, configured and the base commit's own), modes, links, sizes, number of files, credentials.
+
+        `scrub` takes our own secrets out of a text: what it would change may not leave.
+        """
         changes = await self.changes(sprint_id, base_sha, tree)
         bare = self._bare(sprint_id)
         links: dict[str, str] = {}
@@ -296,13 +308,24 @@ class Workspaces:
         diff = await self._diff(sprint_id, base_sha, tree, "-U0", "--text", max_bytes=2 * MAX_PATCH)
         if diff.cut:
             verdict.violations.append(Violation("size", "", "the change is too large to be searched for credentials"))
-        for hit in await asyncio.to_thread(scan_patch, diff.out):
+        hits = await asyncio.to_thread(scan_patch, diff.out)
+        if scrub is not None:
+            hits += await asyncio.to_thread(scan_known, diff.out, scrub)
+            verdict.violations.extend(
+                Violation("secret", policy.printable(scrub(change.path)), "the name holds a secret of this service")
+                for change in changes
+                if scrub(change.path) != change.path
+            )
+        for hit in hits:
             verdict.violations.append(Violation("secret", policy.printable(hit.path), f"line {hit.line} looks like a {hit.kind}"))
         return verdict
 
-    async def keep_patch(self, sprint_id: str, base_sha: str, tree: str, *, max_bytes: int = MAX_OUTPUT) -> Path:
+    async def keep_patch(
+        self, sprint_id: str, base_sha: str, tree: str, *, max_bytes: int = MAX_OUTPUT, scrub: Callable[[str], str] | None = None
+    ) -> Path:
         """Stores the diff of a refused tree beside the sprint (mode 0600), where `remove` does not reach it; returns the file."""
         text = await self.patch(sprint_id, base_sha, tree, max_bytes)
+        text = await asyncio.to_thread(scrub, text) if scrub is not None else text
         folder = self._root / ".patches"
         folder.mkdir(mode=0o700, exist_ok=True)
         file = folder / f"{self._folder(sprint_id).name}.patch"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
@@ -38,6 +38,7 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _LONGEST = 20_000
+OURS = "secret of this service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,20 @@ def scan_text(text: str) -> str:
 def scan_patch(patch: bytes) -> list[Hit]:
     """Every added line of a unified diff (as `git diff-tree -p -U0 --text` prints it) that holds a credential."""
     return [Hit(path, line, kind) for path, line, text in added_lines(patch) if (kind := _scan_line(text))]
+
+
+def scan_known(patch: bytes, scrub: Callable[[str], str]) -> list[Hit]:
+    """The same for the service's own secrets, which `scrub` takes out; one that is spread over lines is told by its first added line of the file."""
+    files: dict[str, list[tuple[int, str]]] = {}
+    for path, line, text in added_lines(patch):
+        files.setdefault(path, []).append((line, text))
+    hits: list[Hit] = []
+    for path, lines in files.items():
+        whole = "\n".join(text for _, text in lines)
+        if scrub(whole) != whole:
+            found = [line for line, text in lines if scrub(text) != text] or [lines[0][0]]
+            hits += [Hit(path, line, OURS) for line in found]
+    return hits
 
 
 def _scan_line(text: str) -> str:

@@ -345,7 +345,7 @@ class Shapes:
     # pull requests
 
     def pull(self, repo: Repo, issue: Issue, *, listed: bool = False, mergeable: bool | None = None) -> Json:
-        """`listed` leaves out the counts, as lists do since 1.23; `mergeable` overrides what is known (a push says false at first)."""
+        """`listed` leaves out the counts and who merged, as lists do since 1.23; `mergeable` overrides what is known (a push says false at first)."""
         pull = issue.pr
         state, full, old = self.state, self.state.full_name(repo), self.state.old
         page = f"{self.html}/{full}/pulls/{issue.number}"
@@ -382,7 +382,7 @@ class Shapes:
             "merged": bool(pull.merged),
             "merged_at": stamp_or_none(pull.merged),
             "merge_commit_sha": pull.merge_sha or None,
-            "merged_by": self.maybe(pull.merged_by),
+            "merged_by": None if listed and not old else self.maybe(pull.merged_by),
             "allow_maintainer_edit": not old,
             "base": {"label": pull.base, "ref": pull.base, "sha": base_sha, "repo_id": repo.id, "repo": self.repo(repo, self.viewer)},
             "head": {
