@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+from bot.figures import Figures
 from bot.models import (
     Actor,
     Ask,
@@ -389,6 +390,9 @@ class Queue(Protocol):
 
     def load(self) -> Sequence[RepositoryLoad]:
         """What each repository has in flight and queued, the busiest first."""
+
+    def figures(self, *, since_ms: int, until_ms: int) -> Figures:
+        """What happened in a window of time, in this repository; in the whole fleet where the Ask names none."""
 
 
 class Fact(StrEnum):

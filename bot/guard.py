@@ -38,17 +38,14 @@ def work_of(pulls: Iterable[Mapping[str, Any]], *, me_id: int, repo_id: int, iss
 
 
 def blockers(dependencies: Iterable[Mapping[str, Any]], repo: str) -> tuple[str, ...]:
-    """The open issues among what the forge says an issue depends on, as `#3` or `owner/repo#3`; hidden ones have no address."""
+    """The open issues among what the forge says an issue depends on, as `#3`; one of another repository, which may be private, is not named."""
     found = []
     for issue in dependencies:
         if issue.get("state") != "open":
             continue
-        where = str((issue.get("repository") or {}).get("full_name") or "")
-        number = int(issue.get("number") or 0)
-        if not number:
-            found.append("an issue that is hidden from me")
-        else:
-            found.append(f"#{number}" if where.casefold() in ("", repo.casefold()) else f"{where}#{number}")
+        where = str((issue.get("repository") or {}).get("full_name") or repo)
+        here = where.casefold() == repo.casefold() and issue.get("number")
+        found.append(f"#{issue['number']}" if here else "an issue of another repository")
     return tuple(found)
 
 

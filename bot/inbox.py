@@ -17,7 +17,7 @@ from bot.gitea.routing import Router, handler_name
 from bot.gitea.sansio import Event
 from bot.models import Ask
 from bot.repositories import Repositories
-from bot.store import Store, deliveries, outbox, sprints
+from bot.store import Store, deliveries, outbox, pulls
 
 log = structlog.get_logger()
 
@@ -112,12 +112,12 @@ class Inbox:
         if errors and row.tries >= deliveries.MAX_TRIES:
             await self._store.write(lambda conn: deliveries.dead(conn, digest, error=text, now_ms=now))
             self._handled("dead", row.tries)
-            log.error("inbox.dead_letter", delivery=row.delivery, event=row.event_type, error=text)
+            log.error("inbox.dead_letter", delivery=row.delivery, event_type=row.event_type, error=text)
         elif errors or again:
             due = now + min(LAST_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** min(row.tries - 1, 12))
             await self._store.write(lambda conn: deliveries.later(conn, digest, error=text, due_ms=due))
             self._handled("not_yet" if again and not errors else "retry", row.tries)
-            log.warning("inbox.later", delivery=row.delivery, event=row.event_type, error=text)
+            log.warning("inbox.later", delivery=row.delivery, event_type=row.event_type, error=text)
         else:
             await self._store.write(lambda conn: deliveries.done(conn, digest, now))
             self._handled("done", row.tries)
@@ -185,8 +185,9 @@ class Inbox:
     async def take_in(self, finding: Finding, *, give_up: bool = False) -> None:
         """One finding of a handler or of reconciliation into rows."""
         if isinstance(finding, PullFate):
+            fate, now = finding, self._now_ms()
             await self._store.write(
-                lambda conn: sprints.pull_fate(conn, finding.repo_id, finding.number, state=finding.state, now_ms=self._now_ms())
+                lambda conn: pulls.fate(conn, fate.repo_id, fate.number, state=fate.state, at_ms=fate.at_ms, now_ms=now)
             )
             self._kick_projector()
         elif isinstance(finding, RepositoryFact):

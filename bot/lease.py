@@ -158,10 +158,20 @@ class Lease:
                 continue
 
     def _try_lead(self) -> None:
-        if not self.leader:
+        if self._leader_fd < 0:
             fd = _try_lock(self._state_dir / "leader.lock")
             if fd is not None:
-                self._leader_fd, self.leader = fd, True
+                self._leader_fd = fd
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, self.executor_id.encode(), 0)
+        self.leader = self._leader_fd >= 0 or self._stands_in()
+
+    def _stands_in(self) -> bool:
+        """Whoever holds the leader's lock and is stopped lets nobody have it: while its lease is not good, those whose lease is act in its place."""
+        if _boottime() - self._good_since < self._timeout:
+            return False
+        holder = (self._state_dir / "leader.lock").read_text(encoding="ascii")
+        return all(worker.executor_id != holder for worker in self._store.read_sync(lambda conn: workers.live(conn, self.timeout_ms)))
 
     def _lead(self) -> None:
         self._try_lead()

@@ -261,7 +261,7 @@ class Comment:
 class IssueFacts:
     """An issue as the forge told it at the moment of deciding; `text_hash` is that of title and body (`hash_text`).
 
-    `pulls` (open ones that do this work) and `blockers` (open issues it depends on, as `#3` or `owner/repo#3`) are there where the command wants
+    `pulls` (open ones that do this work) and `blockers` (open issues it depends on, as words) are there where the command wants
     Fact.WORK, `comments` (by people with write, oldest first) where it wants Fact.COMMENTS.
     """
 

@@ -946,9 +946,91 @@ def issue_closed() -> str:
 
 
 @says
+def report(figures: Json) -> str:
+    """What happened in a window of time: the morning report, and the answer to `/dispatch report`. References stand in code spans."""
+    since, until = figures["since_ms"], figures["until_ms"]
+    where = f" in {code(figures['repo'])}" if figures["repo"] else ""
+    head = f"### Report: the last {duration(until - since)}{where}\n\n{moment(since)} to {moment(until)}."
+    now = f"{figures['running']:,} running and {figures['queued']:,} queued now."
+    asked = sum(figures["asked"].values())
+    if not asked and not figures["settled"] and not figures["calls"] and not any(figures[name] for name in ("opened", "merged", "closed")):
+        return f"{head} No sprint was asked for and none ended. {now}"
+    blocks = [f"{head} {now}", _report_sums(figures, asked)]
+    for title, groups in (("Repository", figures["repositories"]), ("Model", figures["models"])):
+        if groups:
+            blocks.append(_report_groups(title, groups))
+    if figures["failures"]:
+        blocks.append(_report_failures(figures["failures"]))
+    rest = [
+        ("Waited for", figures["waits"]),
+        ("Commands", figures["commands"]),
+        ("Deliveries", figures["deliveries"]),
+        ("Watchdog and breaker", figures["acts"]),
+    ]
+    lines = [f"**{name}:** {_report_counts(counts)}" for name, counts in rest if counts]
+    lines += [f"**Provider down:** {code(outage['name'])} ({escape(outage['reason'], 100)})" for outage in figures["outages"][:LISTED]]
+    return "\n\n".join([*blocks, *lines])
+
+
+def _report_sums(figures: Json, asked: int) -> str:
+    outcomes = _report_counts(figures["outcomes"]) or "none"
+    pulls = f"{figures['opened']:,} opened, {figures['merged']:,} merged, {figures['closed']:,} closed without a merge"
+    per_merged = "" if figures["usd_per_merged"] is None else f", {money(figures['usd_per_merged'])} per merged pull request"
+    failed = f", {figures['failed_calls']:,} of them failed" if figures["failed_calls"] else ""
+    rows = [
+        ("Asked for", f"{plural(asked, 'sprint')}" + (f" ({_report_counts(figures['asked'])})" if asked else "")),
+        ("Ended", f"{plural(figures['settled'], 'sprint')}: {outcomes}"),
+        ("Pull requests", pulls),
+        ("Cost", f"{money(figures['usd'])}, {plural(figures['tokens'], 'token')}, {plural(figures['steps'], 'step')}{per_merged}"),
+        ("Model calls", f"{figures['calls']:,}{failed}, {money(figures['calls_usd'])}"),
+        ("Trigger to pull request", _report_spread(figures["to_pull"])),
+        ("Trigger to start", _report_spread(figures["queue_wait"])),
+    ]
+    trouble = {name: figures[name] for name in ("crashes", "requeues", "stalled") if figures[name]}
+    rows += [("Trouble", _report_counts(trouble))] if trouble else []
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+
+
+def _report_groups(title: str, groups: Sequence[Json]) -> str:
+    lines = [f"| {title} | Sprints | Pull requests | Merged | Cost |", "|---|---|---|---|---|"]
+    for group in groups[:LISTED]:
+        ended = sum(group["outcomes"].values())
+        good = sum(group["outcomes"].get(outcome, 0) for outcome in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED))
+        lines.append(f"| {_cell(code(group['name'], 80))} | {ended:,} | {good:,} | {group['merged']:,} | {money(group['usd'])} |")
+    return "\n".join([*lines, *([f"\n{len(groups) - LISTED} more."] if len(groups) > LISTED else [])])
+
+
+def _report_failures(failures: Sequence[Json]) -> str:
+    lines = ["**Came to nothing:**"]
+    for failure in failures[:LISTED]:
+        kind = failure["outcome"].replace("_", " ") + (f" ({failure['reason']})" if failure["reason"] else "")
+        lines.append(f"- {failure['count']:,} × {code(kind, 60)}")
+        lines += [
+            f"  - {code(example['ref'])}" + (f": {escape(example['detail'], 160)}" if example["detail"] else "")
+            for example in failure["examples"]
+        ]
+    return "\n".join(lines)
+
+
+def _report_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{escape(str(name).replace('_', ' '), 60)} {count:,}" for name, count in list(counts.items())[:LISTED])
+
+
+def _report_spread(spread: Json) -> str:
+    if not spread["count"]:
+        return "none"
+    median, high, longest = (duration(spread[name]) for name in ("median_ms", "p90_ms", "longest_ms"))
+    return f"half within {median}, nine of ten within {high}, the longest {longest}"
+
+
+@says
 def gave_up(attempts: int, outcome: str, detail: str) -> str:
     """The backlog pick has tried often enough."""
-    last = f" The last one ended as {code(outcome.replace('_', ' '), 40)}" + (f": {escape(detail, 300).rstrip('.')}." if detail else ".") if outcome else ""
+    last = (
+        f" The last one ended as {code(outcome.replace('_', ' '), 40)}" + (f": {escape(detail, 300).rstrip('.')}." if detail else ".")
+        if outcome
+        else ""
+    )
     return (
         f"I took this issue from the backlog {plural(attempts, 'time')} and it came to nothing, so I do not take it up by myself again.{last}\n\n"
         "Say what to do differently, or split it; `/dispatch run` starts whenever you ask, and `/dispatch explain` tells what happened."

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 FACT = "repositories"
 RECORD_SECONDS = 60.0
-DECIDING = ("archived", "empty", "default_branch")
+DECIDING = ("archived", "empty", "default_branch", "has_pull_requests")
 
 
 def known_repositories(conn: Connection) -> dict[int, tuple[str, str]]:

@@ -36,9 +36,12 @@ from bot.engine import VERSION as ENGINE_VERSION
 from bot.engine import Engine
 from bot.failpoints import Failpoints
 from bot.fleet.alerts import Mirror
+from bot.fleet.exports import Exporter
 from bot.fleet.health import Thresholds, judge
 from bot.fleet.launcher import Launcher
 from bot.fleet.reconcile import Reconciler
+from bot.fleet.report import MorningReport
+from bot.fleet.retention import prune_files, prune_journals, prune_rows
 from bot.gitea.aiohttp import GiteaClient
 from bot.gitea.errors import ForgeError
 from bot.gitea.forge import ROUTES, Forge
@@ -62,7 +65,7 @@ from bot.sandbox import build as build_sandbox
 from bot.settings import split_listen
 from bot.snapshot import Fault, FleetSnapshot, Health, Reason
 from bot.sprint import Kit, SprintStages
-from bot.store import Store, cursors, deliveries, outbox, providers, workers
+from bot.store import Store, cursors, providers
 from bot.store.fleet import snapshot
 from bot.web.alerts import receiver
 from bot.web.app import build, listen
@@ -77,7 +80,7 @@ EX_TEMPFAIL = 75
 LAG_SECONDS = 1.0
 ME_RETRY_SECONDS = 5.0
 RETENTION_CRON = "0 17 3 * * *"
-DAY = timedelta(days=1)
+FILES_EVERY_SECONDS = 3600.0
 
 
 def now_ms() -> int:
@@ -277,6 +280,7 @@ class Service:
         if self.mirror is not None:
             self._run(self.mirror.run())
         self._run(self._measure_lag())
+        self._run(self._keep_files())
         await self._listen()
         log.info(
             "service.started",
@@ -481,7 +485,7 @@ class Service:
             store,
             self.engine,
             settings=settings,
-            is_leader=lambda: self.lease.leader,
+            is_leader=lambda: self.lease.leader and self.lease.held(),
             observe=self._observe,
             kick_projector=self.projector.kick,
             repo_ids=self.repositories.configured_names,
@@ -501,7 +505,7 @@ class Service:
             tested=self.metrics.canary_sent,
             last_delivery_ms=lambda: self.intake.last_ms,
             hook_url=settings.webhook.hook_url(),
-            is_leader=lambda: self.lease.leader,
+            is_leader=lambda: self.lease.leader and self.lease.held(),
             now_ms=now_ms,
         )
 
@@ -625,6 +629,13 @@ class Service:
         )
         for name, (cron, run) in self.launcher.schedules().items():
             self.engine.schedule(name, cron, run)
+        self.exports_folder = self.settings.state_dir / "exports"
+        self.exporter = Exporter(self.store, self.exports_folder, scrub=self.scrub)
+        self.morning_report = MorningReport(
+            self.store, self.repositories, settings=self.settings, kick_projector=self.projector.kick, now_ms=now_ms
+        )
+        if self.settings.report.issue:
+            self.engine.schedule("report", self.settings.report.schedule, self.morning_report.post)
 
     def _logins(self, health: StoredHealth) -> dict[str, Any]:
         setting = next((provider for provider in self.settings.providers if provider.from_hermes), None)
@@ -736,16 +747,26 @@ class Service:
 
     async def _retention(self) -> None:
         """Deletes what was done long ago; what decides (sprints, intents, decisions, spend) stays (engine.md, "Retention")."""
-        now = datetime.now(UTC)
-        await self.engine.prune({"sched-": now - 7 * DAY, "sprint:": now - 30 * DAY})
+        keep, now = self.settings.retention, datetime.now(UTC)
+        schedules, workflows = timedelta(days=keep.schedules_days), timedelta(days=keep.workflows_days)
+        await self.engine.prune({"sched-": now - schedules, "sprint:": now - workflows})
+        await self.store.write(lambda conn: prune_rows(conn, keep, now_ms()))
+        await prune_journals(self.store, keep, now_ms())
 
-        def prune(conn: Connection) -> None:
-            week, month = _ms(now - 7 * DAY), _ms(now - 30 * DAY)
-            deliveries.prune(conn, done_before_ms=week, dead_before_ms=month)
-            outbox.prune(conn, before_ms=month)
-            workers.forget(conn, before_ms=_ms(now - DAY))
-
-        await self.store.write(prune)
+    async def _keep_files(self) -> None:
+        """Exports, and the retention of files, of this state folder: its leader's work, because another host does not see them."""
+        pruned = -FILES_EVERY_SECONDS
+        while True:
+            try:
+                if self.lease.leader:
+                    if self.settings.exports.enabled:
+                        await self.exporter.round()
+                    if time.monotonic() - pruned >= FILES_EVERY_SECONDS:
+                        await prune_files(self.store, self.workspaces, self.exports_folder, self.settings.retention, now_ms())
+                        pruned = time.monotonic()
+            except Exception:
+                log.exception("service.keep_files")
+            await asyncio.sleep(self.settings.exports.every_seconds)
 
     async def stop(self) -> None:
         """Polite end: no new work, effects in flight are recorded, agents end, rows stay for whoever comes next (engine.md, "Shutdown")."""
@@ -783,10 +804,6 @@ def _node_id(state_dir: Path) -> str:
         path.write_text(name + "\n", encoding="ascii")
         path.chmod(0o600)
         return name
-
-
-def _ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
 
 
 def _version() -> str:

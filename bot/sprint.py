@@ -390,6 +390,8 @@ class SprintStages:
             raise end_with(OutcomeKind.REFUSED, "the repository is archived")
         if record.get("empty"):
             raise end_with(OutcomeKind.FAILED, "the repository is empty: push a first commit, then retry", FailureReason.CLONE)
+        if record.get("has_pull_requests") is False:
+            raise end_with(OutcomeKind.FAILED, "pull requests are switched off in this repository's settings", FailureReason.PR)
         if issue.get("state") != "open":
             raise end_with(OutcomeKind.CANCELLED, "the issue was closed")
         digest = await self._frozen(view, repo, issue)
@@ -849,8 +851,8 @@ class SprintStages:
         me = kit.lease.executor_id
         sprints.lock(conn, sprint_id)
         before = sprints.get(conn, sprint_id)
-        if before is None:
-            return "gone", None
+        if not sprints.claim(conn, sprint_id, k, me=me, node_id=kit.lease.node_id, timeout_ms=kit.lease.timeout_ms) or before is None:
+            return "gone", before
         again = end["go"] == "requeue" and not (end["new_attempt"] and before.attempt >= kit.settings.queue.max_attempts)
         if again and sprints.requeue(
             conn,

@@ -76,8 +76,8 @@ def forces(context: Context) -> bool:
     return bool(context.ask.args) and context.ask.args[0].casefold() == guard.FORCE
 
 
-def instructions(context: Context) -> str:
-    """The free text for the agent: the words without `force`."""
+def words(context: Context) -> str:
+    """The free text of the command: its bare words but for a leading `force`, then what follows the options and stands on the lines below."""
     args = context.ask.args[1:] if forces(context) else context.ask.args
     return "\n".join(part for part in (" ".join(args), context.ask.instructions) if part)
 

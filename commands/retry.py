@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bot.chatops import Command, Context, Fact, invalid
 from bot.models import Permission, Source, Verdict
-from commands._start import already, instructions, start
+from commands._start import already, start, words
 
 
 def retry(context: Context) -> Verdict:
@@ -17,7 +17,7 @@ def retry(context: Context) -> Verdict:
         return already(context, active)
     if last is None:
         return invalid("no sprint has ended", "nothing_to_retry")
-    return start(context, source=Source.RETRY, instructions=instructions(context) or last.instructions)
+    return start(context, source=Source.RETRY, instructions=words(context) or last.instructions)
 
 
 plugin = Command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bot.chatops import Command, Context, Fact
 from bot.models import Permission, Verdict
-from commands._start import instructions, start
+from commands._start import start, words
 
 
 def run(context: Context) -> Verdict:
@@ -12,7 +12,7 @@ def run(context: Context) -> Verdict:
 
     Also what a bare `/dispatch` and the trigger label mean. `force` starts although somebody else seems to do this work, or wants it left alone.
     """
-    return start(context, source=context.ask.source, instructions=instructions(context))
+    return start(context, source=context.ask.source, instructions=words(context))
 
 
 plugin = Command(

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, statetimeline, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models import prometheus as prometheus_models
 
-from bot.fleet.health import Thresholds
+from bot.fleet.health import WEBHOOK_SILENT, Thresholds
 
 TAG = "timmy-dispatch"
 SERVICE = "timmy-dispatch"
@@ -36,11 +37,12 @@ class Parameters:
     runbooks: str = "docs/runbooks/"
     grafana: str = "http://127.0.0.1:3000"
     gitea: str = ""
+    pages: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """One alert rule; `hold` and `keep` are seconds before it fires and before it stops."""
+    """One alert rule; `hold` and `keep` are seconds before it fires and before it stops, `labels` stand beside severity and service."""
 
     name: str
     expr: str
@@ -49,10 +51,12 @@ class Alert:
     description: str
     hold: float = 0.0
     keep: float = 0.0
+    labels: tuple[tuple[str, str], ...] = ()
+    board: str = "dispatch-fleet"
 
 
 def recordings(parameters: Parameters) -> list[dict[str, Any]]:
-    """The recorded series of sprint outcomes; `no_change` and `budget` are bad, `cancelled` and `refused` neither good nor bad."""
+    """The recorded series of outcomes, logins and money; `no_change` and `budget` are bad, `cancelled` and `refused` neither good nor bad."""
     job = f'job="{parameters.job}"'
     neither, good = "cancelled|refused", "pull_request|updated"
     rules = []
@@ -64,7 +68,67 @@ def recordings(parameters: Parameters) -> list[dict[str, Any]]:
             {"record": finished, "expr": f'sum by (job) (increase({count}"{neither}"}}[{window}]))'},
             {"record": f"dispatch:sprint_error:ratio_rate{window}", "expr": f"{bad} / ({finished} > 0)"},
         ]
-    return rules
+    came = f"dispatch_webhook_deliveries_total{{{job}"
+    for window in WINDOWS:
+        rules.append(
+            {
+                "record": f"dispatch:webhook_error:ratio_rate{window}",
+                "expr": f'sum by (job) (rate({came},result="error"}}[{window}])) / (sum by (job) (rate({came}}}[{window}])) > 0)',
+            }
+        )
+    return [
+        *rules,
+        {
+            "record": "dispatch:auth_token_expiry:seconds",
+            "expr": f"min by (job, provider) (dispatch_auth_token_expiry_timestamp_seconds{{{job}}}) - time()",
+        },
+        {"record": "dispatch:llm_cost_usd:increase1d", "expr": f"sum by (job) (increase(dispatch_llm_cost_usd_total{{{job}}}[1d]))"},
+    ]
+
+
+def burn(first: tuple[str, str, float], second: tuple[str, str, float], *, ratio: str, guard: str = "") -> str:
+    """Two pairs of windows: each fires where its long and its short window are both beyond the limit. `guard` is a count that must be reached."""
+    parts = []
+    for long, short, limit in (first, second):
+        enough = f" and {guard}{long} >= 4.5" if guard else ""
+        parts.append(f"( {ratio}{long} > {limit:g} and {ratio}{short} > {limit:g}{enough} )")
+    return "\nor ".join(parts)
+
+
+def burn_alerts() -> list[Alert]:
+    """Objectives: 80 % of the sprints end with a pull request, so that the largest burn is 5 and the usual factor 14.4 could never fire;
+    99.9 % of the deliveries are taken without an error of ours. The guard stands for five finished sprints, because `increase` extrapolates.
+    """
+    sprint, webhook = "dispatch:sprint_error:ratio_rate", "dispatch:webhook_error:ratio_rate"
+    finished = "dispatch:sprints_finished:increase"
+    text = "{{ $value | humanizePercentage }}"
+    alerts = []
+    for window, hold, severity, sprints, webhooks in (
+        ("fast", 120, "critical", (("1h", "15m", 0.8), ("6h", "30m", 0.5)), (("1h", "5m", 0.0144), ("6h", "30m", 0.006))),
+        ("slow", 900, "warning", (("1d", "1h", 0.35), ("3d", "6h", 0.25)), (("1d", "1h", 0.003), ("3d", "6h", 0.001))),
+    ):
+        alerts += [
+            Alert(
+                name="DispatchSprintSuccessBurn",
+                expr=burn(*sprints, ratio=sprint, guard=finished),
+                hold=hold,
+                severity=severity,
+                labels=(("slo", "sprint-success"), ("window", window)),
+                board="dispatch-sprint",
+                summary=f"Too many sprints end without a pull request ({window} burn)",
+                description=f"{text} of the finished sprints of the longer window ended without a pull request; the objective is 20 % at most.",
+            ),
+            Alert(
+                name="DispatchWebhookErrorBurn",
+                expr=burn(*webhooks, ratio=webhook),
+                hold=hold,
+                severity=severity,
+                labels=(("slo", "webhook"), ("window", window)),
+                summary=f"Deliveries fail in our own hands ({window} burn)",
+                description=f"{text} of the deliveries of the longer window were answered 5xx; Gitea does not send them again.",
+            ),
+        ]
+    return alerts
 
 
 def ages(parameters: Parameters) -> list[dict[str, Any]]:
@@ -109,6 +173,7 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             hold=60,
             keep=300,
             severity="critical",
+            board="dispatch-watchdog",
             summary="No worker has a heartbeat",
             description="The freshest heartbeat of any worker is {{ $value | humanizeDuration }} old.",
         ),
@@ -117,6 +182,7 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             expr=f"max by (job, instance) (dispatch_sandbox_probe_ok{{{job}}}) == 0",
             hold=120,
             severity="critical",
+            board="dispatch-watchdog",
             summary="The sandbox failed its live probes",
             description="On {{ $labels.instance }} the wall round the model is not proven; sprints are refused there.",
         ),
@@ -125,6 +191,7 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             expr=f"time() - max by (job, worker) ({beat}) > {limit.worker_lost:g}",
             hold=60,
             severity="warning",
+            board="dispatch-watchdog",
             summary="Worker {{ $labels.worker }} lost its heartbeat",
             description="The last heartbeat of worker {{ $labels.worker }} is {{ $value | humanizeDuration }} old.",
         ),
@@ -142,6 +209,7 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             expr=f"time() - min by (job) (dispatch_sprint_running_oldest_start_timestamp_seconds{{{job}}}) > {limit.sprint_overrun:g}",
             hold=60,
             severity="warning",
+            board="dispatch-sprint",
             summary="A sprint runs far beyond its limits",
             description="The longest running sprint started {{ $value | humanizeDuration }} ago; its time limit should have ended it.",
         ),
@@ -160,6 +228,35 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             description="About {{ $value | humanize }} deliveries in 15 minutes were refused for their signature.",
         ),
         Alert(
+            name="DispatchWebhookSilent",
+            expr=f"time() - max by (job) (dispatch_webhook_last_delivery_timestamp_seconds{{{job}}}) > {limit.webhook_silent or WEBHOOK_SILENT:g}\n"
+            f"and on (job) time() - max by (job) (dispatch_webhook_canary_timestamp_seconds{{{job}}}) < {limit.webhook_silent or WEBHOOK_SILENT:g}",
+            hold=300,
+            severity="warning",
+            summary="Gitea sends test deliveries and none arrives",
+            description="The last delivery came {{ $value | humanizeDuration }} ago, although Gitea agreed to send test deliveries meanwhile.",
+        ),
+        Alert(
+            name="DispatchAuthTokenExpired",
+            expr="dispatch:auth_token_expiry:seconds <= 0\n"
+            f"and on (job, provider) ( max by (job, provider) (dispatch_llm_provider_available{{{job}}}) == 0\n"
+            f'or sum by (job, provider) (increase(dispatch_auth_refresh_total{{{job},result="error"}}[30m])) > 0 )',
+            hold=60,
+            severity="critical",
+            board="dispatch-watchdog",
+            summary="The login of {{ $labels.provider }} has expired and is not renewed",
+            description="The key of {{ $labels.provider }} expired and renewing it failed; only a person can log in again.",
+        ),
+        Alert(
+            name="DispatchBudgetNearlySpent",
+            expr="dispatch:llm_cost_usd:increase1d\n"
+            f"/ on (job) (max by (job) (dispatch_llm_budget_usd{{{job}}}) > 0)\n> {limit.budget_ratio:g}",
+            severity="warning",
+            board="dispatch-cost",
+            summary="The money of a day is nearly spent",
+            description="{{ $value | humanizePercentage }} of the daily budget went in the last 24 hours; at the limit no sprint is started.",
+        ),
+        Alert(
             name="DispatchGiteaErrors",
             expr=f'sum by (job) (rate({gitea},code=~"5xx|timeout|connection|401"}}[10m]))\n'
             f"/ sum by (job) (rate({gitea}}}[10m]))\n> {limit.gitea_error_ratio:g}",
@@ -174,6 +271,7 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             f"/ sum by (job, provider) (rate({llm}}}[10m]))\n> {limit.llm_error_ratio:g}",
             hold=300,
             severity="warning",
+            board="dispatch-cost",
             summary="Provider {{ $labels.provider }} fails",
             description="{{ $value | humanizePercentage }} of the calls of {{ $labels.provider }} failed in the last 10 minutes.",
         ),
@@ -181,6 +279,7 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
             name="DispatchLabelOverflow",
             expr=f"sum by (job, label) (increase(dispatch_metrics_label_overflow_total{{{job}}}[1h])) > 0",
             severity="info",
+            board="dispatch-watchdog",
             summary="Values of label {{ $labels.label }} are folded to other",
             description="About {{ $value | humanize }} values of {{ $labels.label }} in one hour were outside its closed set.",
         ),
@@ -230,13 +329,13 @@ def alert_rule(alert: Alert, parameters: Parameters) -> dict[str, Any]:
     if alert.keep:
         rule["keep_firing_for"] = duration(alert.keep * parameters.hold)
     return rule | {
-        "labels": {"severity": alert.severity, "service": SERVICE},
+        "labels": {"severity": alert.severity, "service": SERVICE, **dict(alert.labels)},
         "annotations": {
             "summary": alert.summary,
             "description": alert.description,
             "runbook_url": f"{parameters.runbooks}{alert.name}.md",
-            "dashboard_uid": "dispatch-fleet",
-            "dashboard_url": f"{parameters.grafana}/d/dispatch-fleet",
+            "dashboard_uid": alert.board,
+            "dashboard_url": f"{parameters.grafana}/d/{alert.board}",
         },
     }
 
@@ -295,15 +394,52 @@ def queries(pairs: Iterable[tuple[str, str]], *, instant: bool) -> list[promethe
 
 
 def number(
-    title: str, text: str, unit: str, query: tuple[str, str], *, no_value: str, warn: float | None = None, alarm: float | None = None
+    title: str,
+    text: str,
+    unit: str,
+    query: tuple[str, str],
+    *,
+    no_value: str,
+    warn: float | None = None,
+    alarm: float | None = None,
+    name: bool = False,
 ) -> stat.Panel:
-    """One figure of this moment, coloured from `warn` and `alarm` on."""
+    """One figure of this moment, coloured from `warn` and `alarm` on; with `name` its legend is shown instead of it."""
     steps = [models.Threshold(None, GREEN)]
     steps += [models.Threshold(value, color) for value, color in ((warn, YELLOW), (alarm, RED)) if value is not None]
     panel = stat.Panel().title(title).description(text).unit(unit).datasource(SOURCE).no_value(no_value).span(4).height(4)
     panel.thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).graph_mode(common_models.BigValueGraphMode.NONE)
+    if name:
+        panel.text_mode(common_models.BigValueTextMode.NAME)
     for target in queries([query], instant=True):
+        panel.with_target(target)
+    return panel
+
+
+def heat(title: str, text: str, unit: str, expr: str) -> heatmap.Panel:
+    """A histogram over time, with exemplars."""
+    panel = heatmap.Panel().title(title).description(text).unit(unit).datasource(SOURCE).no_value("none finished").span(8).height(8)
+    query = prometheus.Dataquery().datasource(SOURCE).expr(expr).legend_format("{{le}}").ref_id("A").range().exemplar(True)
+    return panel.calculate(False).with_target(query.format(prometheus_models.PromQueryFormat.HEATMAP))
+
+
+def grid(title: str, text: str, unit: str, expr: str, legend: str, *, no_value: str, span: int = 6) -> table.Panel:
+    """A table of the time shown, one row a series."""
+    panel = table.Panel().title(title).description(text).unit(unit).datasource(SOURCE).no_value(no_value).span(span).height(8)
+    query = prometheus.Dataquery().datasource(SOURCE).expr(expr).legend_format(legend).ref_id("A").instant()
+    panel.with_target(query.format(prometheus_models.PromQueryFormat.TABLE))
+    organize = {"excludeByName": {"Time": True}, "renameByName": {"Value": title}}
+    return panel.with_transformation(models.DataTransformerConfig(id_val="organize", options=organize))
+
+
+def states(title: str, text: str, expr: str, legend: str, *, no_value: str = "no bot", span: int = 12) -> statetimeline.Panel:
+    """Bars over time, one line a series."""
+    panel = (
+        statetimeline.Panel().title(title).description(text).unit("bool_yes_no").datasource(SOURCE).no_value(no_value).span(span).height(8)
+    )
+    panel.show_value(common_models.VisibilityMode.NEVER)
+    for target in queries([(expr, legend)], instant=False):
         panel.with_target(target)
     return panel
 
@@ -527,42 +663,473 @@ def gitea_row() -> list[Any]:
     ]
 
 
-def fleet_dashboard(parameters: Parameters) -> dict[str, Any]:
-    """The dashboard `dispatch-fleet`."""
-    board = _board(
-        "dispatch-fleet",
-        "timmy-dispatch: fleet",
-        "Is work being done, does it succeed, and do Gitea and the bot understand each other?",
-        parameters,
-    )
-    for title, panels in (
-        ("Now", now_row(parameters)),
-        ("Flow", flow_row()),
-        ("Service level", service_row()),
-        ("Gitea", gitea_row()),
-    ):
-        board.with_row(dashboard.Row(title))
+def inbox_row() -> list[Any]:
+    """What becomes of the deliveries that were taken in?"""
+    return [
+        lines(
+            "Handlings by result",
+            "Stored deliveries that were handled, a minute; `dead` were given up.",
+            "short",
+            (f"sum by (result) (rate({sel('inbox_handled_total')}[{RATE}])) * 60", "{{result}}"),
+            no_value="no delivery",
+        ),
+        lines(
+            "Tries of a delivery",
+            "How often a stored delivery was tried until it was done or given up.",
+            "short",
+            (quantile(0.5, "inbox_tries"), "p50"),
+            (quantile(0.95, "inbox_tries"), "p95"),
+            no_value="no delivery",
+        ),
+        lines(
+            "Handlers p95",
+            "Slowest twentieth of the runs of each handler.",
+            "s",
+            (quantile(0.95, "handler_duration_seconds", "handler"), "{{handler}}"),
+            no_value="no delivery",
+        ),
+    ]
+
+
+CHOSEN = 'agent=~"$agent",model=~"$model"'
+BY_MODEL = 'model=~"$model"'
+
+
+def duration_row() -> list[Any]:
+    """How long do sprints take, and where does the time go?"""
+    seconds = sel("sprint_duration_seconds_bucket", CHOSEN)
+    mean = "sum by (stage) (rate(dispatch_sprint_stage_duration_seconds"
+    return [
+        heat(
+            "Duration",
+            "Sprints by how long they took; the dots are single sprints with their ids.",
+            "s",
+            f"sum by (le) (increase({seconds}[{RATE}]))",
+        ),
+        lines(
+            "Duration by model",
+            "Half and nine tenths of the sprints of a model are faster.",
+            "s",
+            (f"histogram_quantile(0.5, sum by (le, model) (rate({seconds}[{RATE}])))", "{{model}} p50"),
+            (f"histogram_quantile(0.9, sum by (le, model) (rate({seconds}[{RATE}])))", "{{model}} p90"),
+            no_value="none finished",
+        ),
+        lines(
+            "Mean by stage",
+            "Mean time of each stage of a sprint.",
+            "s",
+            (
+                f"{mean}_sum{{{SEL}}}[{RATE}]))\n/ {mean}_count{{{SEL}}}[{RATE}]))",
+                "{{stage}}",
+            ),
+            no_value="none finished",
+        ),
+    ]
+
+
+def outcome_row() -> list[Any]:
+    """What comes of sprints?"""
+    finished = "sprint_duration_seconds_count"
+    good = sel(finished, f'{CHOSEN},outcome=~"pull_request|updated"')
+    counted = sel(finished, f'{CHOSEN},outcome!~"cancelled|refused"')
+    return [
+        grid(
+            "Success by agent and model",
+            "Share of the finished sprints that ended with a pull request; cancelled and refused count as neither.",
+            "percentunit",
+            f"sum by (agent, model) (increase({good}[$__range])) / (sum by (agent, model) (increase({counted}[$__range])) > 0)",
+            "{{agent}} {{model}}",
+            no_value="none finished",
+        ),
+        lines(
+            "Failures by reason",
+            "Sprints that ended as failed, an hour.",
+            "short",
+            (per_hour("sprint_failures_total", "reason"), "{{reason}}"),
+            stacked=True,
+            span=6,
+        ),
+        lines(
+            "Retries by reason",
+            "Attempts beyond the first, an hour, by what sent the sprint back.",
+            "short",
+            (per_hour("sprint_retries_total", "reason"), "{{reason}}"),
+            stacked=True,
+            span=6,
+            no_value="none",
+        ),
+        lines(
+            "Pull requests by model",
+            "What became of our pull requests, an hour, by the model that wrote them.",
+            "short",
+            (per_hour("pull_requests_total", "event", "model", more=BY_MODEL), "{{model}} {{event}}"),
+            span=6,
+        ),
+    ]
+
+
+def turns_row() -> list[Any]:
+    """How do the models work?"""
+    return [
+        lines(
+            "Model turns of a sprint",
+            "How many turns a sprint took.",
+            "short",
+            (quantile(0.5, "sprint_llm_turns"), "p50"),
+            (quantile(0.95, "sprint_llm_turns"), "p95"),
+            no_value="none finished",
+        ),
+        lines(
+            "Tool calls by tool and result",
+            "Tool calls of the models, a minute.",
+            "short",
+            (f"sum by (tool, result) (rate({sel('tool_calls_total')}[{RATE}])) * 60", "{{tool}} {{result}}"),
+            no_value="no call",
+        ),
+        lines(
+            "Tool latency p95",
+            "Slowest twentieth of the calls of each tool.",
+            "s",
+            (quantile(0.95, "tool_call_duration_seconds", "tool"), "{{tool}}"),
+            no_value="no call",
+        ),
+    ]
+
+
+def health_row() -> list[Any]:
+    """What does the service think of itself?"""
+    return [
+        states(
+            "Verdict over time",
+            "The service's own judgement of the fleet; one line a verdict, drawn while it holds.",
+            f"max by (verdict) ({sel('health')}) == 1",
+            "{{verdict}}",
+        ),
+        states(
+            "Reasons",
+            "Every fault that made the fleet degraded, drawn while it holds.",
+            f"max by (reason) ({sel('health_reason')}) == 1",
+            "{{reason}}",
+            no_value="no fault",
+        ),
+        number(
+            "Sandbox proven",
+            "Whether the live probes of the sandbox passed; sprints are refused while they do not.",
+            "bool_yes_no",
+            (f"min({sel('sandbox_probe_ok')})", "proven"),
+            no_value="not probed",
+        ),
+        number(
+            "Sandbox in use",
+            "The wall round what the models run: asked for, and in use.",
+            "none",
+            (f"max by (backend, level) ({sel('sandbox_info')})", "{{backend}} > {{level}}"),
+            no_value="no bot",
+            name=True,
+        ),
+        number("Version", "What runs.", "none", (f"max by (version) ({sel('build_info')})", "{{version}}"), no_value="no bot", name=True),
+        number("Paused", "Whether the whole fleet is paused.", "bool_yes_no", (f"max({sel('paused')})", "paused"), no_value="no bot"),
+    ]
+
+
+def workers_row() -> list[Any]:
+    """Do the workers live, and do they work?"""
+    return [
+        lines(
+            "Heartbeat age by worker",
+            "Time since the last heartbeat of each worker; a worker that left politely is gone.",
+            "s",
+            (f"time() - max by (worker) ({sel('worker_last_heartbeat_timestamp_seconds')})", "{{worker}}"),
+            no_value="no worker",
+        ),
+        lines(
+            "Workers by state",
+            "Worker processes by what they do.",
+            "short",
+            (f"max by (state) ({sel('workers')})", "{{state}}"),
+            stacked=True,
+        ),
+        lines(
+            "Take-overs",
+            "Workers declared dead whose sprints another took over, an hour.",
+            "short",
+            (f"sum(rate({sel('lease_takeovers_total')}[{RATE}])) * 3600", "take-overs"),
+        ),
+    ]
+
+
+def telemetry_row() -> list[Any]:
+    """Do logins, deliveries and alerts come through?"""
+    return [
+        number(
+            "Token expires in",
+            "Time until the first login expires; it is renewed only when it is needed, so an idle night may end it without harm.",
+            "s",
+            (f"min({sel('auth_token_expiry_timestamp_seconds')}) - time()", "left"),
+            no_value="no login",
+        ),
+        number(
+            "Since last delivery",
+            "Time since the last authentic delivery, or since the start while there was none.",
+            "s",
+            (f"time() - max({sel('webhook_last_delivery_timestamp_seconds')})", "age"),
+            no_value="no bot",
+        ),
+        number(
+            "Since last test delivery",
+            "Time since Gitea last agreed to send a test delivery; without the right to see the webhook it never does.",
+            "s",
+            (f"time() - max({sel('webhook_canary_timestamp_seconds')})", "age"),
+            no_value="not possible",
+        ),
+        lines(
+            "Login renewals",
+            "Renewals of logins that were tried, an hour.",
+            "short",
+            (per_hour("auth_refresh_total", "provider", "result"), "{{provider}} {{result}}"),
+            span=6,
+            no_value="no login",
+        ),
+        lines(
+            "Alert notifications",
+            "Notifications of Alertmanager that came to /alerts, an hour.",
+            "short",
+            (per_hour("alertmanager_notifications_total", "status", "result"), "{{status}} {{result}}"),
+            span=6,
+        ),
+    ]
+
+
+def process_row() -> list[Any]:
+    """Is the process itself well?"""
+    return [
+        lines(
+            "Event loop lag p99",
+            "How late a timer of one second fires; what blocks the loop shows here.",
+            "s",
+            (quantile(0.99, "event_loop_lag_seconds"), "p99"),
+        ),
+        lines(
+            "Memory",
+            "Resident memory of each process.",
+            "bytes",
+            (f"max by (instance) (process_resident_memory_bytes{{{SEL}}})", "{{instance}}"),
+        ),
+        lines(
+            "Scrape duration",
+            "How long Prometheus waits for /metrics, which reads the store.",
+            "s",
+            (f"max by (instance) (scrape_duration_seconds{{{SEL}}})", "{{instance}}"),
+        ),
+        lines(
+            "Label overflow",
+            "Values outside their closed set, an hour, by label: a wrong list, or somebody's hostile text.",
+            "short",
+            (per_hour("metrics_label_overflow_total", "label"), "{{label}}"),
+        ),
+    ]
+
+
+def money_row() -> list[Any]:
+    """What does it cost?"""
+    spent = sel("llm_cost_usd_total", 'provider=~"$provider"')
+    opened, merged = sel("pull_requests_total", 'event="opened"'), sel("pull_requests_total", 'event="merged"')
+    sprints = sel("sprint_duration_seconds_count")
+    return [
+        number(
+            "Spent in 24 h",
+            "Money by the configured price table.",
+            "currencyUSD",
+            (f"sum(increase({spent}[1d]))", "spent"),
+            no_value="nothing yet",
+        ),
+        number(
+            "Budget used in 24 h",
+            "Share of the daily budget; at the limit no sprint is started.",
+            "percentunit",
+            (f'dispatch:llm_cost_usd:increase1d{{job=~"$job"}} / on (job) (max by (job) ({sel("llm_budget_usd")}) > 0)', "used"),
+            no_value="no budget",
+            warn=0.8,
+            alarm=1.0,
+        ),
+        number(
+            "Cost per opened pull request",
+            "Money of the time shown by pull requests opened in it.",
+            "currencyUSD",
+            (f"sum(increase({spent}[$__range])) / (sum(increase({opened}[$__range])) > 0)", "cost"),
+            no_value="none opened",
+        ),
+        number(
+            "Cost per sprint",
+            "Money of the time shown by sprints finished in it.",
+            "currencyUSD",
+            (f"sum(increase({spent}[$__range])) / (sum(increase({sprints}[$__range])) > 0)", "cost"),
+            no_value="none finished",
+        ),
+        number(
+            "Cost per merged pull request",
+            "Money of the time shown by pull requests merged in it: merges come days after the spend, so choose a long time.",
+            "currencyUSD",
+            (f"sum(increase({spent}[$__range])) / (sum(increase({merged}[$__range])) > 0)", "cost"),
+            no_value="none merged",
+        ),
+    ]
+
+
+def use_row() -> list[Any]:
+    """Where do money and tokens go?"""
+    chosen = 'provider=~"$provider"'
+    return [
+        lines(
+            "Cost by provider and model",
+            "Money an hour, by the configured price table.",
+            "currencyUSD",
+            (f"sum by (provider, model) (rate({sel('llm_cost_usd_total', chosen)}[{RATE}])) * 3600", "{{provider}} {{model}}"),
+            stacked=True,
+        ),
+        lines(
+            "Tokens by direction",
+            "Tokens a second, as the providers reported them.",
+            "short",
+            (f"sum by (direction) (rate({sel('llm_tokens_total', chosen)}[{RATE}]))", "{{direction}}"),
+            stacked=True,
+        ),
+        grid(
+            "Tokens by model",
+            "Tokens in the time shown.",
+            "short",
+            f"sum by (provider, model, direction) (increase({sel('llm_tokens_total', chosen)}[$__range]))",
+            "{{provider}} {{model}} {{direction}}",
+            no_value="no call",
+            span=8,
+        ),
+    ]
+
+
+def providers_row() -> list[Any]:
+    """How do the providers do?"""
+    chosen = 'provider=~"$provider"'
+    seconds = sel("llm_request_duration_seconds_bucket", chosen)
+    calls, bad = sel("llm_requests_total", chosen), sel("llm_requests_total", f'{chosen},result!="ok"')
+    return [
+        lines(
+            "Latency by provider",
+            "Half and nineteen twentieths of the calls of a provider are faster.",
+            "s",
+            (f"histogram_quantile(0.5, sum by (le, provider) (rate({seconds}[{RATE}])))", "{{provider}} p50"),
+            (f"histogram_quantile(0.95, sum by (le, provider) (rate({seconds}[{RATE}])))", "{{provider}} p95"),
+            no_value="no call",
+        ),
+        lines(
+            "Error ratio by provider",
+            "Share of the calls that gave no usable reply.",
+            "percentunit",
+            (f"sum by (provider) (rate({bad}[{RATE}]))\n/ (sum by (provider) (rate({calls}[{RATE}])) > 0)", "{{provider}}"),
+            no_value="no call",
+        ),
+        lines(
+            "Fallbacks",
+            "Providers passed over for the next, an hour.",
+            "short",
+            (per_hour("llm_fallbacks_total", "from_provider", "to_provider"), "{{from_provider}} to {{to_provider}}"),
+            no_value="none",
+        ),
+        lines(
+            "Calls in flight",
+            "Calls that wait for a reply now.",
+            "short",
+            (f"sum by (provider) ({sel('llm_inflight_requests', chosen)})", "{{provider}}"),
+            span=12,
+            no_value="no call",
+        ),
+        states(
+            "Available",
+            "Providers that may be called, drawn while they may; one that cools down or is logged out is not.",
+            f"max by (provider) ({sel('llm_provider_available', chosen)})",
+            "{{provider}}",
+            span=12,
+            no_value="not tried",
+        ),
+    ]
+
+
+def dashboards(parameters: Parameters) -> list[dict[str, Any]]:
+    """The four dashboards."""
+    agent = ("agent", "Agent", 'label_values(dispatch_sprints_started_total{job=~"$job"}, agent)')
+    model = ("model", "Model", 'label_values(dispatch_llm_requests_total{job=~"$job"}, model)')
+    provider = ("provider", "Provider", 'label_values(dispatch_llm_requests_total{job=~"$job"}, provider)')
+    return [
+        _dashboard(
+            parameters,
+            "dispatch-fleet",
+            "fleet",
+            "Is work being done, does it succeed, and do Gitea and the bot understand each other?",
+            {
+                "Now": now_row(parameters),
+                "Flow": flow_row(),
+                "Service level": service_row(),
+                "Gitea": gitea_row(),
+                "Deliveries": inbox_row(),
+            },
+        ),
+        _dashboard(
+            parameters,
+            "dispatch-sprint",
+            "sprints",
+            "How long do sprints take, what comes of them, and how do the models work?",
+            {"Duration": duration_row(), "Outcome": outcome_row(), "Turns and tools": turns_row()},
+            agent,
+            model,
+        ),
+        _dashboard(
+            parameters,
+            "dispatch-watchdog",
+            "watchdog and health",
+            "What does the service think of itself, do its workers live, and do logins, deliveries and alerts come through?",
+            {"Health": health_row(), "Workers": workers_row(), "Auth and telemetry": telemetry_row(), "Service itself": process_row()},
+        ),
+        _dashboard(
+            parameters,
+            "dispatch-cost",
+            "cost",
+            "What do sprints cost, and how do the providers do?",
+            {"Money": money_row(), "Use": use_row(), "Providers": providers_row()},
+            provider,
+        ),
+    ]
+
+
+def _dashboard(
+    parameters: Parameters, uid: str, title: str, text: str, rows: dict[str, list[Any]], *variables: tuple[str, str, str]
+) -> dict[str, Any]:
+    board = _board(uid, f"timmy-dispatch: {title}", text, parameters, variables)
+    for name, panels in rows.items():
+        board.with_row(dashboard.Row(name))
         for panel in panels:
             board.with_panel(panel)
     return _finished(board)
 
 
-def _board(uid: str, title: str, text: str, parameters: Parameters) -> dashboard.Dashboard:
+def _board(uid: str, title: str, text: str, parameters: Parameters, variables: Iterable[tuple[str, str, str]]) -> dashboard.Dashboard:
     board = dashboard.Dashboard(title).uid(uid).description(text).tags([TAG]).readonly().refresh("30s").time("now-6h", "now")
     board.tooltip(models.DashboardCursorSync.CROSSHAIR)
     board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     for name, label, query in (
         ("job", "Job", "label_values(dispatch_build_info, job)"),
         ("instance", "Instance", 'label_values(dispatch_build_info{job=~"$job"}, instance)'),
+        *variables,
     ):
         variable = dashboard.QueryVariable(name).label(label).query(query).datasource(SOURCE).multi(True).include_all(True).all_value(".+")
         board.with_variable(variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED))
     version = f"count by (version) ({sel('build_info')})"
+    offered = f"group by (provider, model) ({sel('llm_requests_total')})"
     for name, color, expr in (
         ("Restarts", "blue", f"changes(process_start_time_seconds{{{SEL}}}[{RATE}]) > 0"),
         ("Alerts", "red", 'ALERTS{alertstate="firing",service="timmy-dispatch",severity="critical"}'),
         ("Deploys", "purple", f"{version} unless {version.replace('})', '} offset 5m)')}"),
         ("Pauses", "yellow", f"max({sel('paused')}) == 1"),
+        # Children of every configured model stand at zero from the start, so a new series is a new model.
+        ("Cut-overs", "orange", f"{offered} unless {offered.replace('})', '} offset 5m)')}"),
     ):
         board.annotation(dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expr))
     board.link(
@@ -573,6 +1140,13 @@ def _board(uid: str, title: str, text: str, parameters: Parameters) -> dashboard
         .keep_time(True)
         .include_vars(True)
     )
+    if parameters.pages:
+        board.link(
+            dashboard.DashboardLink("Sprint pages")
+            .type(models.DashboardLinkType.LINK)
+            .url(parameters.pages.rstrip("/") + "/")
+            .target_blank(True)
+        )
     if parameters.gitea:
         queued = f"{parameters.gitea.rstrip('/')}/issues?labels=dispatch%2Fqueued"
         board.link(dashboard.DashboardLink("Queued issues").type(models.DashboardLinkType.LINK).url(queued).target_blank(True))
@@ -591,13 +1165,17 @@ def _finished(board: dashboard.Dashboard) -> dict[str, Any]:
 
 def build(parameters: Parameters) -> dict[str, str]:
     """Every generated file: its path below `grafana/`, and its text."""
-    fleet = [*ages(parameters), *(alert_rule(alert, parameters) for alert in fleet_alerts(parameters))]
+    fleet = [*ages(parameters), *(alert_rule(alert, parameters) for alert in (*fleet_alerts(parameters), *burn_alerts()))]
     pipeline = [alert_rule(alert, parameters) for alert in pipeline_alerts()]
     return {
         "alerts/dispatch.rules.yml": rule_file({"dispatch-recordings": recordings(parameters)}),
         "alerts/dispatch.alerts.yml": rule_file({"dispatch-fleet": fleet, "dispatch-pipeline": pipeline}),
-        "dashboards/dispatch-fleet.json": json.dumps(fleet_dashboard(parameters), indent=2, sort_keys=True, ensure_ascii=False) + "\n",
+        **{f"dashboards/{board['uid']}.json": _text(board) for board in dashboards(parameters)},
     }
+
+
+def _text(board: dict[str, Any]) -> str:
+    return json.dumps(board, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -615,6 +1193,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--job", default=defaults.job, help="the scrape job")
     parser.add_argument("--runbooks", default=defaults.runbooks, help="what stands before ALERT.md in runbook_url")
     parser.add_argument("--grafana", default=defaults.grafana, help="address of Grafana")
+    parser.add_argument("--pages", default=defaults.pages, help="address of the service's own pages, for links")
     parser.add_argument("--gitea", default=defaults.gitea, help="address of Gitea, for links")
     given = parser.parse_args(arguments)
     thresholds = replace(
@@ -625,7 +1204,13 @@ def main(arguments: list[str] | None = None) -> None:
         no_success=given.no_success,
     )
     parameters = Parameters(
-        thresholds=thresholds, hold=given.hold, job=given.job, runbooks=given.runbooks, grafana=given.grafana.rstrip("/"), gitea=given.gitea
+        thresholds=thresholds,
+        hold=given.hold,
+        job=given.job,
+        runbooks=given.runbooks,
+        grafana=given.grafana.rstrip("/"),
+        gitea=given.gitea,
+        pages=given.pages,
     )
     for name, text in build(parameters).items():
         path = given.out / name

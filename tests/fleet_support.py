@@ -28,7 +28,7 @@ def now_ms() -> int:
 def settings(state_dir: Path, **changes: Any) -> Settings:
     data: dict[str, Any] = {
         "forge": {"url": "http://127.0.0.1:1"},
-        "repositories": [{"name": "alice/slug"}],
+        "repositories": [{"name": "alice/slug", "max_running": 100}],
         "state_dir": state_dir,
         "providers": [{"name": "scripted", "base_url": "http://127.0.0.1:1/v1", "model": "scripted"}],
         "timing": {"beat_seconds": 0.2, "lease_seconds": 2.0, "tick_seconds": 0.1, "queue_poll_seconds": 0.05},

@@ -105,6 +105,25 @@ def test_check_config(capsys, tmp_path):
     assert "| `forge` |" in capsys.readouterr().out
 
 
+def test_a_level_for_a_verb_that_does_not_exist_is_a_fault(capsys, tmp_path):
+    path = tmp_path / "dispatch.yml"
+    for name in ("gitea.token", "webhook.secret"):
+        (tmp_path / name).write_text("long-enough-secret")
+        (tmp_path / name).chmod(0o600)
+    roles = "roles: {ROLE: admin}"
+    path.write_text(
+        "forge: {url: https://git.example.org, token_file: gitea.token}\n"
+        f"repositories:\n  - name: acme/rocket\n    {roles}\n"
+        "webhook: {secret_files: [webhook.secret]}\n"
+        "providers: [{base_url: http://127.0.0.1:1/v1, model: x}]\n"
+    )
+    path.chmod(0o600)
+    assert run(["--config", str(path), "check-config"]) == 2
+    assert "there is no verb `ROLE`. Remedy: the verbs are cancel, explain" in capsys.readouterr().err
+    path.write_text(path.read_text().replace("ROLE", "run"))
+    assert run(["--config", str(path), "check-config"]) == 0
+
+
 def test_the_file_comes_from_the_environment_too(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TIMMY_DISPATCH_CONFIG", str(tmp_path / "none.yml"))
     assert run(["check-config"]) == 2

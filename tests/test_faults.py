@@ -515,3 +515,15 @@ async def test_bots_and_our_own_words_start_nothing(world: World):
     assert await world.sprint(issue) is None
     assert world.model.requests == []
     assert len([text for text in await world.by_bot(issue) if "timmy-dispatch:v1" in text]) == 2, "no answer to a bot, nor to ourselves"
+
+
+async def test_a_stop_that_meets_an_event_still_stops(world: World):
+    service = world.service
+    for loop in (service.projector, service.leader):
+        task = asyncio.create_task(loop.run())
+        await asyncio.sleep(0.1)
+        loop.kick()
+        await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done, type(loop).__name__

@@ -20,7 +20,7 @@ from world import World, make_world, until
 
 from bot.fleet.launcher import Held, Issue, LeftOut, Look, Round, backoff_ms, hold, quiet, rank
 from bot.models import Actor, Pause, PauseScope
-from bot.settings import LauncherSettings, RepositoryLauncherSettings, UnfitError, _cron, split_hours
+from bot.settings import LauncherSettings, Settings, UnfitError, _cron, split_hours
 from bot.store.backlog import Backlog, Past
 
 NOW = 1_800_000_000_000
@@ -93,7 +93,10 @@ def test_the_order_in_which_the_forge_lists_changes_nothing(issues: list[Issue],
     assert rank(issues, look, POLICY, NOW) == rank(issues[::-1], look, POLICY, NOW)
 
 
-def one(past: Past = Past(), policy: LauncherSettings = POLICY, now: int = NOW, **changes: Any):
+FRESH = Past()
+
+
+def one(past: Past = FRESH, policy: LauncherSettings = POLICY, now: int = NOW, **changes: Any):
     issue = replace(Issue(3, "mend it", ALICE, created_ms=NOW - 1000), **changes)
     look = Look(me_id=ME, backlog=Backlog(past={3: past}), may={ALICE.id: ""})
     [place] = rank([issue], look, policy, now)
@@ -176,13 +179,20 @@ def test_hours_that_are_none(text: str):
         split_hours(text)
 
 
-def test_a_repository_says_only_what_differs(base: Path):
-    settings = World.settings
-    assert settings
-    own = RepositoryLauncherSettings(enabled=True, max_attempts=1)
-    fleet = LauncherSettings(max_attempts=5, epic_labels=("saga",))
-    merged = fleet.model_copy(update={name: value for name, value in own if value not in (None, "")})
-    assert (merged.enabled, merged.max_attempts, merged.epic_labels, merged.schedule) == (True, 1, ("saga",), fleet.schedule)
+def test_a_repository_says_only_what_differs():
+    own = {"name": "acme/rocket", "launcher": {"enabled": True, "max_attempts": 1, "quiet_hours": []}}
+    settings = Settings.model_validate(
+        {
+            "forge": {"url": "https://git.example"},
+            "repositories": [own, {"name": "acme/ship"}],
+            "state_dir": "/var/lib/x",
+            "providers": [{"name": "p", "base_url": "https://llm.example/v1", "model": "m"}],
+            "launcher": {"max_attempts": 5, "epic_labels": ["saga"], "quiet_hours": ["22:00-06:00"]},
+        }
+    )
+    here, there = (settings.launcher_of(repository) for repository in settings.repositories)
+    assert (here.enabled, here.max_attempts, here.epic_labels, here.quiet_hours) == (True, 1, ("saga",), ())
+    assert there == settings.launcher
 
 
 async def dry(world: World) -> dict[int, str]:
@@ -372,5 +382,6 @@ async def test_a_launched_issue_is_explained(world: World):
     issue = await issue_with(world)
     await world.service.launcher.round()
     await world.settled(issue)
-    assert [(entry.kind, entry.actor) for entry in await world.trail(issue)][0] == ("run", world.alice.login)
+    first, *_ = await world.trail(issue)
+    assert (first.kind, first.result, first.actor) == ("run", "ok", world.alice.login)
     await until(lambda: world.by_bot(issue))

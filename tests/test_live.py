@@ -241,6 +241,29 @@ async def test_a_rename_while_the_bot_is_down_is_met_at_the_start(world: World):
     assert (await world.settled(issue)).outcome == "pull_request"
 
 
+@pytest.mark.parametrize("live", [pytest.param(True, marks=LIVE, id="live")])
+async def test_a_transferred_repository_keeps_working(world: World, live: bool):
+    issue = await issue_with(world)
+    await world.alice.label(issue, "dispatch")
+    await world.settled(issue)
+    admin, org = world.stage.admin, f"{world.alice.login}-org"
+    await admin.post("/admin/users/{login}/orgs", {"username": org}, login=world.alice.login)
+    try:
+        await admin.post(f"/repos/{world.stage.repo}/transfer", {"new_owner": org})
+        world.moved(f"{org}/{world.stage.repo.rpartition('/')[2]}")
+        comment = await world.alice.comment(issue, "/dispatch retry")
+        await until(lambda: has(world, comment, "rocket"))
+        sprint = await world.settled(issue)
+        assert sprint.outcome == "updated", sprint
+        assert len(await world.pulls()) == 1
+        await world.stop()
+        await world.start()
+        await answered(world, world.alice, issue)
+    finally:
+        await admin.delete(f"/repos/{world.stage.repo}")
+        await admin.delete("/orgs/{org}", org=org)
+
+
 async def test_an_archived_repository_is_refused(world: World):
     issue = await issue_with(world)
     await world.edit_repo(archived=True)
@@ -448,6 +471,16 @@ async def test_an_empty_repository_is_told_so(base: Path, live: bool):
         sprint = await world.settled(issue)
         assert (sprint.outcome, sprint.reason) == ("failed", "clone"), sprint
         assert "empty" in await world.status_comment(issue)
+
+
+async def test_pull_requests_switched_off_are_told_before_the_work(world: World):
+    await world.edit_repo(has_pull_requests=False)
+    issue = await issue_with(world)
+    await world.alice.label(issue, "dispatch")
+    sprint = await world.settled(issue)
+    assert (sprint.outcome, sprint.reason) == ("failed", "pr"), sprint
+    assert "switched off" in await world.status_comment(issue)
+    assert world.model.requests == []
 
 
 async def test_a_right_taken_away_while_the_agent_works_stops_the_push(world: World):

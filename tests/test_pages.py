@@ -240,6 +240,12 @@ async def test_an_attempt_that_was_lost_and_a_call_that_was_cut_off_are_told(wor
     assert "the work was interrupted here" in page
     assert "{&#34;command&#34;: &#34;make" in page, "arguments that are no JSON are shown as they are"
     assert "No usable answer: HTTP 500 from the provider" in page
+    assert "not kept any more" not in page
+    await world.store.write(
+        lambda conn: conn.execute(steps.table.update().where(steps.table.c.n == 1, steps.table.c.attempt == 1).values(reply=sa.null()))
+    )
+    _, page = await read(f"/sprints/{sprint_id}")
+    assert page.count("What was said here is not kept any more.") == 1
 
 
 # nothing in them acts

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bot import replies
 from bot.chatops import parse
+from bot.figures import Example, Failure, Figures, Group, Outage, Spread
 from bot.models import (
     FailureReason,
     IssueRef,
@@ -46,6 +47,27 @@ VERBS = (
         "status",
     ),
     "unskip",
+)
+FIGURES = Figures(
+    since_ms=0,
+    until_ms=12 * 3_600_000,
+    asked={"label": 2, "schedule": 1},
+    outcomes={"pull_request": 2, "no_change": 1},
+    repositories=(Group("acme/rocket", {"pull_request": 2, "no_change": 1}, 9, 1000, 1.2, 1),),
+    opened=2,
+    merged=1,
+    to_pull=Spread.of([240_000, 300_000]),
+    steps=9,
+    tokens=1000,
+    usd=1.2,
+    calls=9,
+    failed_calls=1,
+    calls_usd=1.25,
+    failures=(Failure("no_change", "", 1, (Example("acme/rocket#7", "it *changed* nothing, @alice"),)),),
+    waits={"open_prs": 2},
+    crashes=1,
+    outages=(Outage("nous/hermes-4", "billing", 0),),
+    queued=2,
 )
 LINKS = replies.Links("https://git.example", "https://bot.example")
 SPRINT = {
@@ -270,6 +292,43 @@ REPLIES = [
     ("not_yet", {}, "Not started: the forge cannot be asked about the issue just now. Please try again when it answers."),
     ("archived", {}, "Not started: this repository is archived, so no branch and no pull request can be made."),
     ("issue_closed", {}, "Not started: this issue is closed. Reopen it first, then ask again."),
+    (
+        "report",
+        {"figures": Figures(since_ms=0, until_ms=12 * 3_600_000, repo="acme/rocket", running=1).to_json()},
+        "### Report: the last 12 h in `acme/rocket`\n\n1970-01-01 00:00 UTC to 1970-01-01 12:00 UTC. No sprint was asked for and none ended. "
+        "1 running and 0 queued now.",
+    ),
+    (
+        "report",
+        {"figures": FIGURES.to_json()},
+        """\
+### Report: the last 12 h
+
+1970-01-01 00:00 UTC to 1970-01-01 12:00 UTC. 0 running and 2 queued now.
+
+| | |
+|---|---|
+| Asked for | 3 sprints (label 2, schedule 1) |
+| Ended | 3 sprints: pull request 2, no change 1 |
+| Pull requests | 2 opened, 1 merged, 0 closed without a merge |
+| Cost | $1.20, 1,000 tokens, 9 steps, $1.20 per merged pull request |
+| Model calls | 9, 1 of them failed, $1.25 |
+| Trigger to pull request | half within 4 min, nine of ten within 5 min, the longest 5 min |
+| Trigger to start | none |
+| Trouble | crashes 1 |
+
+| Repository | Sprints | Pull requests | Merged | Cost |
+|---|---|---|---|---|
+| `acme/rocket` | 3 | 2 | 1 | $1.20 |
+
+**Came to nothing:**
+- 1 × `no change`
+  - `acme/rocket#7`: it \\*changed\\* nothing, @\u200balice
+
+**Waited for:** open prs 2
+
+**Provider down:** `nous/hermes-4` (billing)""",
+    ),
     (
         "gave_up",
         {"attempts": 3, "outcome": "no_change", "detail": "nothing *was* changed"},

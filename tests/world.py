@@ -228,8 +228,12 @@ class World:
     async def rename(self, name: str) -> None:
         """Another name for the repository; the people go on under the new one."""
         await self.edit_repo(name=name)
-        self.stage.repo = f"{self.stage.repo.partition('/')[0]}/{name}"
-        self.stage.people = {role: dataclasses.replace(person, repo=self.stage.repo) for role, person in self.stage.people.items()}
+        self.moved(f"{self.stage.repo.partition('/')[0]}/{name}")
+
+    def moved(self, full_name: str) -> None:
+        """The people know the new address."""
+        self.stage.repo = full_name
+        self.stage.people = {role: dataclasses.replace(person, repo=full_name) for role, person in self.stage.people.items()}
 
     async def stored(self) -> list[tuple[str, bytes]]:
         """(event type, body) of every delivery that the bot keeps, oldest first."""

@@ -50,6 +50,7 @@ def _commands() -> dict[str, Command]:
 def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
     from bot import chatops, replies
     from bot.cli._load import load
+    from bot.logs import configure
     from bot.models import UserError
     from bot.redaction import Redactor, terminal
     from bot.store import Store
@@ -60,6 +61,9 @@ def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
     if found is None or isinstance(found, chatops.ParseError):
         raise UserError(found.problem if found is not None else "this cannot be read as a command")
     loaded = load(config, quiet=True)
+    keys = loaded.secrets
+    redactor = Redactor([keys.forge_token, *keys.webhook_secrets, *(key for key in keys.provider_keys if key is not None)])
+    configure(redactor, level="WARNING")
     store = Store(loaded.settings.database_url())
     if store.path is not None and not store.path.exists():
         raise UserError(f"there is no state in {loaded.settings.state_dir}: start the service once (`timmy-dispatch serve`)")
@@ -75,8 +79,6 @@ def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
     finally:
         store.close()
     if verdict.reply.name:
-        keys = loaded.secrets
-        redactor = Redactor([keys.forge_token, *keys.webhook_secrets, *(key for key in keys.provider_keys if key is not None)])
         click.echo(terminal(redactor.scrub(replies.on_terminal(verdict.reply))))
     elif verdict.reason:
         click.echo(verdict.reason)

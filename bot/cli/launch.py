@@ -93,7 +93,9 @@ def _show(done: Round, *, dry_run: bool) -> None:
 
     console = Console(highlight=False)
     for ranking in done.rankings:
-        console.print(Text(terminal(ranking.repo), "bold"), Text(f"nothing is taken: {terminal(ranking.why)}" if ranking.held else "", "yellow"))
+        console.print(
+            Text(terminal(ranking.repo), "bold"), Text(f"nothing is taken: {terminal(ranking.why)}" if ranking.held else "", "yellow")
+        )
         if dry_run and ranking.places:
             console.print(_table(ranking))
     for launch in done.launches:

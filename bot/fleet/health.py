@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bot.config import Settings
 from bot.models import SprintState
+from bot.settings import Settings
 from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, Reason
 
 _NAMED = 5
@@ -28,6 +28,7 @@ class Thresholds:
     webhook_silent: float | None = None
     gitea_error_ratio: float = 0.2
     llm_error_ratio: float = 0.5
+    budget_ratio: float = 0.8
     bad_signatures: int = 5
 
     @classmethod

@@ -247,7 +247,10 @@ def hold(look: Look, policy: LauncherSettings, now_ms: int) -> tuple[Held, str] 
         return Held.QUIET_HOURS, f"quiet hours {hours} ({policy.timezone})"
     taken = look.open_prs + look.backlog.active
     if look.max_open_prs and taken >= look.max_open_prs:
-        return Held.OPEN_PRS, f"{look.open_prs} open pull requests and {look.backlog.active} sprints under way, {look.max_open_prs} are allowed"
+        return (
+            Held.OPEN_PRS,
+            f"{look.open_prs} open pull requests and {look.backlog.active} sprints under way, {look.max_open_prs} are allowed",
+        )
     if look.backlog.picks_waiting:
         return Held.WAITING, "an issue taken earlier still waits in the queue"
     return None
@@ -414,7 +417,11 @@ class Launcher:
 
     async def _launch(self, rankings: Sequence[Ranking]) -> Round:
         """Takes the best over all repositories, one of each at most; those with less under way come first within a rank."""
-        line = [(place.rank, ranking.turn, place.issue.created_ms, index, place) for index, ranking in enumerate(rankings) for place in ranking.free]
+        line = [
+            (place.rank, ranking.turn, place.issue.created_ms, index, place)
+            for index, ranking in enumerate(rankings)
+            for place in ranking.free
+        ]
         line = [entry for entry in line if rankings[entry[3]].held is None]
         line.sort(key=lambda entry: (*entry[:4], entry[4].issue.number))
         launches: list[Launch] = []

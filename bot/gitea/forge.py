@@ -239,8 +239,12 @@ class Forge:
         return _record(await self.api.patch(ISSUE, fields, idempotent=True, **_path(repo), index=number), ISSUE, "PATCH")
 
     async def pulls(self, repo: str, state: str = "all") -> list[Record]:
-        """Pull requests that are open, closed or either, newest first."""
-        return await _all(self.api.getiter(REPO + "/pulls", {"state": state}, **_path(repo)))
+        """Pull requests that are open, closed or either, newest first; none where the repository is empty or has them switched off."""
+        try:
+            return await _all(self.api.getiter(REPO + "/pulls", {"state": state}, **_path(repo)))
+        except errors.NotFound:
+            await self._get(REPO, **_path(repo))
+            return []
 
     async def pull(self, repo: str, number: int) -> Record:
         """One pull request."""

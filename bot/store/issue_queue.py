@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
+from bot.figures import Figures
 from bot.models import (
     Ask,
     CancelResult,
@@ -24,7 +25,7 @@ from bot.models import (
     SprintView,
 )
 from bot.snapshot import FleetSnapshot
-from bot.store import fleet, intents, pauses, skips, sprints, steps
+from bot.store import figures, fleet, intents, pauses, skips, sprints, steps
 
 COUNTED = 200
 
@@ -138,6 +139,10 @@ class IssueQueue:
     def load(self) -> Sequence[RepositoryLoad]:
         """What each repository has in flight and queued."""
         return fleet.load(self.conn)
+
+    def figures(self, *, since_ms: int, until_ms: int) -> Figures:
+        """What happened in a window of time, in this repository; in the whole fleet where the Ask names none."""
+        return figures.figures(self.conn, since_ms=since_ms, until_ms=until_ms, now_ms=self.now_ms, repo_id=self.ask.repo_id or None)
 
 
 def _lowered(limits: Limits, options: Mapping[str, str]) -> Limits:

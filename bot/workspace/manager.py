@@ -132,6 +132,18 @@ class Workspaces:
         folders = sorted(path for path in self._root.iterdir() if _SPRINT.fullmatch(path.name) and path.is_dir())
         return [(path.name, (await asyncio.to_thread(measure, path)).bytes) for path in folders]
 
+    def folders(self) -> dict[str, int]:
+        """Sprint id -> when its folder changed last (Unix ms), of every one here."""
+        return {path.name: _touched_ms(path) for path in self._root.iterdir() if _SPRINT.fullmatch(path.name) and path.is_dir()}
+
+    def patches(self) -> dict[str, int]:
+        """Sprint id -> when its kept patch was written (Unix ms)."""
+        return {path.stem: _touched_ms(path) for path in (self._root / ".patches").glob("*.patch") if _SPRINT.fullmatch(path.stem)}
+
+    def forget_patch(self, sprint_id: str) -> None:
+        """Deletes a kept patch; one that is gone already is no error."""
+        (self._root / ".patches" / f"{self._folder(sprint_id).name}.patch").unlink(missing_ok=True)
+
     async def fetch(self, sprint_id: str, repo: str, branches: Sequence[str]) -> dict[str, str]:
         """Brings those of `branches` that exist into the bare repository, which is made if missing; returns their commits. An empty repository gives {}."""
         heads = await self._heads(repo, branches)
@@ -501,6 +513,10 @@ class Workspaces:
         if not result.ok:
             raise GitFailed(f"{path} could not be emptied: {_last_words(result)}")
         path.rmdir()
+
+
+def _touched_ms(path: Path) -> int:
+    return int(path.stat(follow_symlinks=False).st_mtime * 1000)
 
 
 def _format(object_id: str) -> str:

@@ -18,6 +18,7 @@ from bot.demo.forge.payloads import Shapes
 from bot.demo.forge.state import Issue, Label, Level, Repo, State, Token, User
 
 PREFIX: Final = "/api/v1"
+PULLS: Final = "/repos/{owner}/{repo}/pulls"
 JSON_TYPE: Final = "application/json;charset=utf-8"
 DEFAULT_PAGE: Final = 30
 LOGIN: Final = web.RequestKey("login", str)
@@ -268,6 +269,8 @@ def adapt(site: Site, route: Route) -> Callable[[web.Request], Awaitable[web.Str
                 raise site.acts.not_found()
             if old_name:
                 return moved(site, request, repo)
+            if route.path.startswith(PULLS) and (repo.empty or not repo.has_pulls):
+                raise site.acts.not_found()
             call.repo_or_none = repo
         if request.body_exists:
             call.body = await _body(request)
