@@ -73,6 +73,7 @@ LLM_RESULTS = (
 )
 TOOLS = ("run_command", "read_file", "write_file", "edit_file", "list_files", "search", "gitea", "finish")
 CODES = ("2xx", "3xx", "4xx", "401", "404", "409", "429", "5xx", "timeout", "connection", "cancelled")
+OUTBOX_KINDS = ("status", "reply", "label", "reaction", "alert")
 WAITING = "waiting"
 LIVE_STATES = tuple(state for state in SprintState if state is not SprintState.SETTLED)
 
@@ -251,7 +252,7 @@ class Metrics:
         self._outbox_failures = self._counter(
             "outbox_failures_total",
             "Failed writes to the forge of what it should show.",
-            Label("kind", ("status", "reply", "label", "reaction", "alert")),
+            Label("kind", OUTBOX_KINDS),
         )
         self._commands = self._counter(
             "commands_total", "Answered commands.", command, Label("result", ("ok", "denied", "invalid", "rate_limited", "error"))
@@ -348,6 +349,9 @@ class Metrics:
         self._zero(self._failures.at, product(FailureReason))
         self._zero(self._pulls.at, product(("opened", "updated", "merged", "closed_unmerged", "reverted"), words.models))
         self._zero(self._llm_requests.at, ((*pair, result) for pair in words.chain for result in LLM_RESULTS))
+        self._zero(self._turns.at, product(OutcomeKind))
+        self._zero(self._gitea_retries.at, product(words.endpoints))
+        self._zero(self._outbox_failures.at, product(OUTBOX_KINDS))
         self._zero(self._refreshes.at, product(words.logins, ("ok", "error")))
         self._zero(self._notifications.at, product(("firing", "resolved"), ("ok", "error")))
         self._trace_of: Callable[[str], str] = _no_trace

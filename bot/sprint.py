@@ -720,7 +720,7 @@ class SprintStages:
                 EventKind.PULL_REQUEST,
                 view.id,
                 kit.now_ms(),
-                {"event": "opened" if created else "updated", "number": int(found["number"]), "model": models[-1] if models else ""},
+                {"event": "opened" if created else "updated", "number": int(found["number"]), "model": models[-1].partition("/")[2] if models else ""},
             )
         )
         if (

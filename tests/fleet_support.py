@@ -165,7 +165,15 @@ class Fleet:
         self.dead.append(ids)
         self.engine.recover(ids)
 
-    async def settled(self, sprint_id: str, seconds: float = 15.0) -> None:
+    async def running(self, sprint_id: str, step: str, seconds: float = 20.0) -> None:
+        """Looks at the queue until this step of the sprint runs."""
+        deadline = time.monotonic() + seconds
+        while all((name, one) != (step, sprint_id) for name, one, _ in self.notes.ran):
+            assert time.monotonic() < deadline, (self.notes.ran, state(self.store, sprint_id))
+            await self.leader.round()
+            await asyncio.sleep(0.05)
+
+    async def settled(self, sprint_id: str, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while state(self.store, sprint_id) != SprintState.SETTLED:
             assert time.monotonic() < deadline, (self.notes.ran, state(self.store, sprint_id))

@@ -72,7 +72,7 @@ async def test_a_workflow_that_fails_is_settled_by_the_sweep(database: str, base
     async with launched(database, base / "state") as fleet:
         fleet.notes.answer = {}
         sprint = queue_sprint(fleet.store, 1)
-        await fleet.settled(sprint, 20)
+        await fleet.settled(sprint)
         view = fleet.store.read_sync(lambda conn: sprints.get(conn, sprint))
         assert (view.outcome, view.reason) == ("failed", "internal")
         assert "ERROR" in view.detail
@@ -85,8 +85,7 @@ async def test_what_an_operator_ends_in_the_engine_is_settled_by_the_sweep(datab
     async with launched(database, base / "state") as fleet:
         fleet.notes.hold = "prepare"
         sprint = queue_sprint(fleet.store, 1)
-        await fleet.leader.round()
-        await until(lambda: fleet.notes.ran)
+        await fleet.running(sprint, "prepare")
         columns = sprints.table.c
         with_state = sprints.table.update().where(columns.id == sprint).values(state=SprintState.PREPARING)
         fleet.store.write_sync(lambda conn: conn.execute(with_state))
@@ -96,7 +95,7 @@ async def test_what_an_operator_ends_in_the_engine_is_settled_by_the_sweep(datab
             await fleet.engine.cancel(sprint, 1)
         else:
             await DBOS.delete_workflows_async([workflow_id(sprint, 1)])
-        await fleet.settled(sprint, 20)
+        await fleet.settled(sprint)
         view = fleet.store.read_sync(lambda conn: sprints.get(conn, sprint))
         assert view.outcome == (OutcomeKind.CANCELLED if stopped else OutcomeKind.FAILED)
 
@@ -118,7 +117,7 @@ async def test_work_of_another_version_is_queued_again(database: str, base: Path
             )
 
         fleet.store.write_sync(of_another)
-        await fleet.settled(sprint, 20)
+        await fleet.settled(sprint)
         assert {k for _, _, k in fleet.notes.ran} == {2}
         assert fleet.store.read_sync(lambda conn: sprints.field(conn, sprint, "queued_ms")).queued_ms == 1000
         assert fleet.store.read_sync(fleet.engine.foreign) == []
@@ -181,7 +180,7 @@ json_values = st.recursive(
     | st.integers(-(2**53), 2**53)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=()))
-    | st.sampled_from(["\0", "\ud800", "a\udcffb", "x" * 1_000_000]),
+    | st.sampled_from(["\0", "\ud800", "a\udcffb"]),
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.text(string.printable), inner, max_size=4),
     max_leaves=12,
 )
@@ -196,6 +195,13 @@ def test_a_step_result_equals_its_replay(value: dict):
     assert _plain(live) == live
 
 
+def test_a_large_result_equals_its_replay():
+    live = _plain({"text": "x\0\ud800ä" * 250_000})
+    serializer = DBOSPortableJSONSerializer()
+    assert serializer.deserialize(serializer.serialize(live)) == live
+    assert len(live["text"]) == 750_000
+
+
 async def test_retention_deletes_only_what_is_over(database: str, base: Path):
     async with launched(database, base / "state") as fleet:
         done, running = queue_sprint(fleet.store, 1), queue_sprint(fleet.store, 2)
@@ -203,8 +209,7 @@ async def test_retention_deletes_only_what_is_over(database: str, base: Path):
         await fleet.settled(running)
         fleet.notes.hold = "work"
         running = queue_sprint(fleet.store, 3)
-        await fleet.leader.round()
-        await until(lambda: ("work", running, 1) in fleet.notes.ran)
+        await fleet.running(running, "work")
         await until(lambda: _statuses(fleet, done)[workflow_id(done, 1)] == "SUCCESS")
         tomorrow = datetime.now(UTC) + timedelta(days=1)
         assert await fleet.engine.prune({"sprint:": tomorrow, "sched-": tomorrow}) == 2

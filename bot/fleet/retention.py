@@ -70,8 +70,7 @@ async def prune_files(store: Store, workspaces: Workspaces, exports: Path, keep:
     folders = patches = 0
     for sprint_id, touched_ms in workspaces.folders().items():
         if _over(held.get(sprint_id, touched_ms), before):
-            await workspaces.remove(sprint_id)
-            folders += 1
+            folders += await _removed(workspaces, sprint_id)
     for sprint_id, touched_ms in workspaces.patches().items():
         if _over(held.get(sprint_id, touched_ms), before):
             workspaces.forget_patch(sprint_id)
@@ -81,6 +80,16 @@ async def prune_files(store: Store, workspaces: Workspaces, exports: Path, keep:
     if folders or patches or logs:
         log.info("retention.files", folders=folders, patches=patches, logs=logs)
     return found
+
+
+async def _removed(workspaces: Workspaces, sprint_id: str) -> bool:
+    """One folder that cannot be removed (the sandbox is away, or the disk is broken) does not keep the others."""
+    try:
+        await workspaces.remove(sprint_id)
+    except Exception as error:
+        log.warning("retention.stuck", sprint=sprint_id, error=str(error))
+        return False
+    return True
 
 
 def _over(end_ms: int | None, before_ms: int) -> bool:

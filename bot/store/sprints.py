@@ -25,6 +25,7 @@ from bot.models import (
     Usage,
     WaitingReason,
 )
+from bot.queue_order import QUEUE_ORDER
 from bot.store._base import BIG, clean, database_now_ms, insert, metadata
 
 table = sa.Table(
@@ -567,27 +568,17 @@ def open_pulls_of(conn: Connection, repo_id: int) -> list[int]:
     return list(conn.execute(statement).scalars())
 
 
-_QUEUE_ORDER = """
-WITH flight AS (SELECT repo_id, count(*) AS n FROM sprints WHERE state NOT IN ('queued', 'settled') GROUP BY repo_id),
-ranked AS (
-  SELECT s.id, s.priority, s.queued_ms,
-         coalesce(f.n, 0) + row_number() OVER (PARTITION BY s.repo_id ORDER BY s.priority, s.queued_ms, s.id) AS turn
-  FROM sprints s LEFT JOIN flight f ON f.repo_id = s.repo_id WHERE s.state = 'queued')
-SELECT id, row_number() OVER (ORDER BY priority, turn, queued_ms, id) AS place FROM ranked
-"""
-
-
 def positions(conn: Connection, *, limit: int = 200) -> dict[str, int]:
     """Sprint id -> place in the queue (1 is next), for the first `limit`; equal to admitting head by head (engine.md, "Position")."""
     return {
         row[0]: int(row[1])
-        for row in conn.execute(sa.text(f"SELECT id, place FROM ({_QUEUE_ORDER}) o ORDER BY place LIMIT :n"), {"n": limit})
+        for row in conn.execute(sa.text(f"SELECT id, place FROM ({QUEUE_ORDER}) o ORDER BY place LIMIT :n"), {"n": limit})
     }
 
 
 def position(conn: Connection, sprint_id: str) -> int | None:
     """Place of one queued sprint, or None."""
-    row = conn.execute(sa.text(f"SELECT place FROM ({_QUEUE_ORDER}) o WHERE id = :id"), {"id": sprint_id}).first()
+    row = conn.execute(sa.text(f"SELECT place FROM ({QUEUE_ORDER}) o WHERE id = :id"), {"id": sprint_id}).first()
     return None if row is None else int(row[0])
 
 
