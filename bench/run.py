@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b8_idle
+from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b8_idle, b11_page, b14_metrics
 from bench.stand import LIVE_URL
 from bench.table import Row, machine, table
 
@@ -21,6 +21,8 @@ BENCHMARKS: dict[str, Measure] = {
     "B3": lambda given: b3_label_to_pr.measure(runs=given.runs),
     "B4": lambda given: b4_step.measure(runs=given.runs, mini=given.mini),
     "B8": lambda given: b8_idle.measure(runs=given.runs),
+    "B11": lambda given: b11_page.measure(runs=given.runs, fast=not given.full),
+    "B14": lambda given: b14_metrics.measure(runs=given.runs),
 }
 LIVE: dict[str, Measure] = {
     "B2": lambda given: b2_ack.measure(runs=given.runs, live=True),
@@ -35,6 +37,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="rounds of each, ours and floor in turn (default: 3)")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of one round of B1 (default: 20)")
     parser.add_argument("--mini", type=Path, help="an environment that has mini-swe-agent, instead of a temporary one (B4)")
+    parser.add_argument("--full", action="store_true", help="B11 once with the files as shipped (11 minutes) instead of compressed")
     found = parser.parse_args(list(given))
     found.which = [name.upper() for name in found.which] or list(BENCHMARKS)
     unknown = sorted(set(found.which) - BENCHMARKS.keys())

@@ -117,6 +117,10 @@ class Process:
         if self._popen.poll() is not None:
             raise RuntimeError(f"ended with {self._popen.returncode}: {self.log.read_text(errors='replace')[-2000:]}")
 
+    def send(self, number: int) -> None:
+        """A signal."""
+        self._popen.send_signal(number)
+
     async def ended(self) -> int:
         """Waits for the end."""
         return await asyncio.to_thread(self._popen.wait)

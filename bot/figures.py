@@ -165,3 +165,12 @@ def window_ms(text: str) -> int:
             f"`{text[:40].replace('`', chr(39))}` is no window of time: write for example `12h`, `24h` or `7d`, at most a year."
         )
     return length
+
+
+def window_words(length_ms: int) -> str:
+    """`12 hours`, `24 hours`, `7 days`, `90 minutes`."""
+    for size, noun, least in ((24 * HOUR_MS, "day", 2), (HOUR_MS, "hour", 1), (HOUR_MS // 60, "minute", 0)):
+        if length_ms % size == 0 and length_ms // size >= least:
+            count = length_ms // size
+            return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{length_ms // 1000} seconds"

@@ -119,6 +119,8 @@ def _word(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "mapping"
     chosen = next((part for part in get_args(annotation) if part is not type(None)), annotation)
+    if get_origin(chosen) in (tuple, dict):
+        return _word(chosen)
     return {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}.get(chosen, "text")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar, assert_never
 
+from bot.figures import window_words
 from bot.models import (
     RUNNING,
     FailureReason,
@@ -749,14 +750,26 @@ def skip_in_words(skip: Mapping[str, Any], now_ms: int) -> str:
 
 @says
 def explanation(
-    rows: Sequence[Json], hidden: int, active: Json | None, last: Json | None, pauses: Sequence[Json], skip: Json | None, now_ms: int
+    rows: Sequence[Json],
+    hidden: int,
+    active: Json | None,
+    last: Json | None,
+    pauses: Sequence[Json],
+    skip: Json | None,
+    now_ms: int,
+    dead: int = 0,
 ) -> str:
-    """Why things are as they are: where it stands now, then every decision about this issue, newest last."""
+    """Why things are as they are: where it stands now, then every decision about this issue, newest last.
+
+    `dead` counts deliveries, of any issue, that were given up: what is missing here may be in one of them.
+    """
+    lost = "delivery of the forge was" if dead == 1 else "deliveries of the forge were"
+    given_up = f"\n\n⚠️ {dead:,} {lost} given up; `timmy-dispatch replay` shows them to the operator." if dead else ""
     if not rows:
-        return status(active, last, now_ms, pauses, skip) + "\n\nNothing has been decided about this issue so far."
+        return f"{status(active, last, now_ms, pauses, skip)}\n\nNothing has been decided about this issue so far.{given_up}"
     more = f"{hidden:,} older ones are left out.\n\n" if hidden else ""
     trail = "\n".join(f"- {moment(row['made_ms'])}: {decision_in_words(row)}" for row in rows)
-    return f"{status(active, last, now_ms, pauses, skip)}\n\n**How it came to this**, newest last:\n\n{more}{trail}"
+    return f"{status(active, last, now_ms, pauses, skip)}\n\n**How it came to this**, newest last:\n\n{more}{trail}{given_up}"
 
 
 def decision_in_words(row: Mapping[str, Any]) -> str:
@@ -950,7 +963,7 @@ def report(figures: Json) -> str:
     """What happened in a window of time: the morning report, and the answer to `/dispatch report`. References stand in code spans."""
     since, until = figures["since_ms"], figures["until_ms"]
     where = f" in {code(figures['repo'])}" if figures["repo"] else ""
-    head = f"### Report: the last {duration(until - since)}{where}\n\n{moment(since)} to {moment(until)}."
+    head = f"### Report: the last {window_words(until - since)}{where}\n\n{moment(since)} to {moment(until)}."
     now = f"{figures['running']:,} running and {figures['queued']:,} queued now."
     asked = sum(figures["asked"].values())
     if not asked and not figures["settled"] and not figures["calls"] and not any(figures[name] for name in ("opened", "merged", "closed")):

@@ -324,6 +324,7 @@ class Service:
         self.metrics = Metrics(CollectorRegistry(), vocabulary)
         self.metrics.budget(settings.queue.usd_per_day)
         self._observers.append(self.metrics.observe)
+        self._trace()
         self.client = GiteaClient(
             settings.forge.url,
             self.secrets.forge_token,
@@ -332,6 +333,16 @@ class Service:
             on_request=self._forge_asked,
         )
         self.forge = Forge(self.client)
+
+    def _trace(self) -> None:
+        if not self.settings.tracing.endpoint:
+            return
+        from bot.tracing import connect, trace_id_of
+
+        tracing = connect(self.settings.tracing.endpoint, _version())
+        self._observers.append(tracing.observe)
+        self.metrics.traced_by(trace_id_of)
+        self._closers.append(lambda: asyncio.to_thread(tracing.close))
 
     def _build_sandbox(self) -> None:
         settings = self.settings
@@ -459,7 +470,7 @@ class Service:
             desk=desk,
             kick_projector=self.projector.kick,
             handled=self._handled,
-            handler_ran=self.metrics.handler_ran,
+            handler_ran=self._handler_ran,
             failpoint=self._failpoint,
             now_ms=now_ms,
         )
@@ -676,6 +687,10 @@ class Service:
 
     def _model_called(self, *, provider: str, model: str, result: str, seconds: float, **_: object) -> None:
         self.metrics.llm_attempt(provider, model, result, seconds)
+
+    def _handler_ran(self, name: str, seconds: float) -> None:
+        """`name` is `module.function`; the metric counts by file."""
+        self.metrics.handler_ran(name.rpartition(".")[0].rpartition(".")[2], seconds)
 
     def _handled(self, result: str, tries: int) -> None:
         self.metrics.inbox_handled(result)

@@ -233,6 +233,16 @@ class PagesSettings(Model):
     token_file: Path | None = Field(default=None, description="File (mode 0600) with the access token that opens every page.")
 
 
+class TracingSettings(Model):
+    """Traces of sprints by OpenTelemetry; off while `endpoint` is empty. Needs the extra `otel`."""
+
+    endpoint: OptionalUrl = Field(
+        default="",
+        description="OTLP/HTTP address that takes traces; empty: no traces, and nothing of OpenTelemetry is loaded.",
+        examples=["http://127.0.0.1:4318/v1/traces"],
+    )
+
+
 class AlertSettings(Model):
     """The receiver /alerts on the metrics listener, which mirrors Alertmanager's alerts into issues; off while both keys are left out."""
 
@@ -336,7 +346,9 @@ class RepositorySettings(Model):
         examples=[["make test"]],
     )
     checks_timeout_seconds: int = Field(default=1800, ge=1, description="Time all checks together may take (seconds).")
-    allow_users: tuple[str, ...] = Field(default=(), description="Logins that may trigger here even without write access.")
+    allow_users: tuple[str, ...] = Field(
+        default=(), description="Logins that count as writers here where the bot, not being an administrator, may not ask."
+    )
     protected_paths: tuple[str, ...] = Field(default=(), description="Paths the agent may not change here, beside the built-in ones.")
     provider: str = Field(default="", description="Name of the provider to begin with here; empty: the first of the list.")
     roles: dict[str, Literal["read", "write", "admin", "operator"]] = Field(
@@ -459,6 +471,7 @@ class Settings(Model):
     )
     webhook: WebhookSettings = Field(default=WebhookSettings(), description="Where Gitea's deliveries come in.")
     metrics: MetricsSettings = Field(default=MetricsSettings(), description="What Prometheus and health checks read.")
+    tracing: TracingSettings = Field(default=TracingSettings(), description="Traces of sprints; off by default.")
     alerts: AlertSettings = Field(
         default=AlertSettings(), description="Where Alertmanager's alerts are mirrored as issues; off by default."
     )
@@ -469,7 +482,10 @@ class Settings(Model):
         default="", description="sqlite:/// or postgresql:// address; empty: a SQLite file in the state folder."
     )
     operators: tuple[str, ...] = Field(default=(), description="Logins that may use the operator's commands everywhere.")
-    allow_users: tuple[str, ...] = Field(default=(), description="Logins that may trigger in every repository even without write access.")
+    allow_users: tuple[str, ...] = Field(
+        default=(),
+        description="Logins that count as writers where the bot, not being an administrator of the repository, may not ask for levels.",
+    )
     allow_bots: tuple[str, ...] = Field(default=(), description="Bot accounts that may trigger, if their access allows it.")
     limits: LimitSettings = Field(default=LimitSettings(), description="The most one sprint may use; a comment may only lower it.")
     queue: QueueSettings = Field(default=QueueSettings(), description="Who goes next, and how many at once.")

@@ -571,7 +571,7 @@ class SprintStages:
             issue=view.issue.number,
             limits=limits,
             deadline=loop.time() + max(0.0, (deadline_ms - kit.now_ms()) / 1000),
-            provider="",
+            provider=self._repo(view)[1].provider,
             model=str(options.get("model", "")),
             trajectory=StoredTrajectory(
                 store=kit.store,
@@ -720,7 +720,11 @@ class SprintStages:
                 EventKind.PULL_REQUEST,
                 view.id,
                 kit.now_ms(),
-                {"event": "opened" if created else "updated", "number": int(found["number"]), "model": models[-1].partition("/")[2] if models else ""},
+                {
+                    "event": "opened" if created else "updated",
+                    "number": int(found["number"]),
+                    "model": models[-1].partition("/")[2] if models else "",
+                },
             )
         )
         if (

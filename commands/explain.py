@@ -26,6 +26,7 @@ def explain(context: Context) -> Verdict:
         "pauses": pauses_of_issue(context),
         "skip": skip_data(queue.skipped()),
         "now_ms": context.now_ms,
+        "dead": queue.snapshot().inbox_dead,
     }
     return Verdict("ok", "the trail was told", Reply("explanation", data, Reaction.ROCKET), active.id if active else None)
 

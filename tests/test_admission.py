@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -218,7 +217,7 @@ async def test_the_cost_does_not_depend_on_the_length_of_the_queue(database: str
             started = time.perf_counter()
             store.write_sync(fleet.leader._admit)
             times.append(time.perf_counter() - started)
-        return statistics.median(times)
+        return min(times)  # whatever else the machine does meanwhile
 
     fill(store, [(n % 50, 5, n) for n in range(100)])
     few = costs()

@@ -196,3 +196,14 @@ async def test_merged_pull_request_is_recorded(world: World):
     await until(merged)
     await world.shown(issue)
     assert "dispatch/review" not in await world.labels(issue)
+
+
+async def test_a_named_model_is_asked_first(base: Path):
+    async with make_world(base) as world:
+        one = {"name": "one", "base_url": world.model.url, "model": "scripted-1"}
+        await world.stop()
+        await world.start(providers=[one, {**one, "name": "two", "model": "scripted-2"}])
+        issue = await issue_with(world)
+        await world.alice.comment(issue, "/dispatch run model=scripted-2")
+        sprint = await world.settled(issue)
+        assert (sprint.outcome, sprint.provider, sprint.model) == ("pull_request", "two", "scripted-2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import handlers
-from bot.chatops import Finding, LabelAdded, PullFate, RepositoryFact, parse
+from bot.chatops import Finding, LabelAdded, PullFate, RepositoryFact, TextEdited, parse
 from bot.discovery import discover
 from bot.gitea.routing import Router
 from bot.gitea.sansio import Event
@@ -276,7 +276,7 @@ async def test_a_repository_made_or_gone() -> None:
 @pytest.mark.parametrize("body", list(all_recorded()), ids=lambda body: f"{body.parts[-3]}/{body.name}")
 async def test_no_recorded_delivery_breaks_a_handler(body: Path) -> None:
     for finding in await findings(read(body), Desk(ADDED, "label:131")):
-        assert isinstance(finding, Ask | PullFate | RepositoryFact)
+        assert isinstance(finding, Ask | PullFate | RepositoryFact | TextEdited)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ class Room:
         )
 
     def add(self, body: bytes = b'{"action": "opened"}') -> None:
-        self.store.write_sync(lambda conn: deliveries.add(conn, digest="d1", event_type="curious", delivery="u", body=body, now_ms=self.now))
+        self.store.write_sync(
+            lambda conn: deliveries.add(conn, digest="d1", event_type="curious", delivery="u", body=body, now_ms=self.now)
+        )
 
     async def offer(self) -> None:
         """What the re-offering does once its time has come."""

@@ -13,14 +13,18 @@ from typing import Any
 
 import pytest
 from croniter import croniter
+from fleet_support import now_ms, queue_sprint
 from hypothesis import given
 from hypothesis import strategies as st
+from postgres_support import BACKENDS
 from talk import BODY, issue_with, pulls_of, reacted, sprint_count, state_is
 from world import World, make_world, until
 
+from bot.chatops import gave_up_key, launcher_key
 from bot.fleet.launcher import Held, Issue, LeftOut, Look, Round, backoff_ms, hold, quiet, rank
-from bot.models import Actor, Pause, PauseScope
+from bot.models import Actor, Pause, PauseScope, Skip
 from bot.settings import LauncherSettings, Settings, UnfitError, _cron, split_hours
+from bot.store import Store, backlog, intents, pauses, skips, sprints
 from bot.store.backlog import Backlog, Past
 
 NOW = 1_800_000_000_000
@@ -195,6 +199,38 @@ def test_a_repository_says_only_what_differs():
     assert there == settings.launcher
 
 
+@pytest.mark.parametrize("database", BACKENDS, indirect=True)
+def test_the_past_of_an_issue_is_read_from_the_rows(database: str):
+    store = Store(database)
+    store.open()
+    now = now_ms()
+
+    def write(conn: Any) -> None:
+        for attempt in (1, 2):
+            key = launcher_key(7, 3, attempt)
+            intents.decide(conn, repo_id=7, issue=3, kind="run", result="ok", reason="", intent_key=key, now_ms=now + attempt)
+        intents.decide(conn, repo_id=7, issue=3, kind="give_up", result="ok", reason="", intent_key=gave_up_key(7, 3, 2), now_ms=now)
+        intents.decide(conn, repo_id=8, issue=3, kind="run", result="ok", reason="", intent_key=launcher_key(8, 3, 1), now_ms=now)
+        ended = {"state": "settled", "outcome": "failed", "settled_ms": now, "detail": "no", "stop_by": ""}
+        conn.execute(sprints.table.update().where(sprints.c.id == "old").values(**ended))
+        skips.put(conn, Skip(7, 9, "bob", now))
+        pauses.put(conn, Pause(PauseScope.REPO, 7, "alice/slug", "bob", now))
+
+    queue_sprint(store, 3, sprint_id="old", queued_ms=now - 1000)
+    store.write_sync(write)
+    queue_sprint(store, 3, sprint_id="new", queued_ms=now)
+    queue_sprint(store, 4, sprint_id="other")
+    store.write_sync(lambda conn: conn.execute(sprints.table.update().where(sprints.c.id == "other").values(source="schedule")))
+    found = store.read_sync(lambda conn: backlog.of_repository(conn, 7, now))
+    assert found.past[3] == Past(attempts=2, tried_ms=now + 2, told=2, state="queued")
+    assert (found.skipped, found.active, found.picks_waiting) == (frozenset({9}), 2, 1)
+    assert found.pause is not None
+    store.write_sync(lambda conn: conn.execute(sprints.table.delete().where(sprints.c.id == "new")))
+    past = store.read_sync(lambda conn: backlog.of_repository(conn, 7, now)).past[3]
+    assert (past.state, past.outcome, past.settled_ms, past.detail) == ("settled", "failed", now, "no")
+    store.close()
+
+
 async def dry(world: World) -> dict[int, str]:
     """Issue -> why it is left out, "" for those that may be taken."""
     done = await world.service.launcher.round(dry_run=True)
@@ -238,7 +274,7 @@ async def test_every_reason_on_a_forge(world: World):
     }
 
 
-async def test_the_oldest_of_the_best_is_taken_once_whoever_asks(world: World):
+async def test_sprint_launcher_sh_takes_the_oldest_of_the_best_once_whoever_asks(world: World):
     first = await issue_with(world)
     await issue_with(world)
     rounds: list[Round] = await asyncio.gather(*(world.service.launcher.round() for _ in range(4)), world.alice.label(first, "dispatch"))

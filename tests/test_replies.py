@@ -295,14 +295,14 @@ REPLIES = [
     (
         "report",
         {"figures": Figures(since_ms=0, until_ms=12 * 3_600_000, repo="acme/rocket", running=1).to_json()},
-        "### Report: the last 12 h in `acme/rocket`\n\n1970-01-01 00:00 UTC to 1970-01-01 12:00 UTC. No sprint was asked for and none ended. "
+        "### Report: the last 12 hours in `acme/rocket`\n\n1970-01-01 00:00 UTC to 1970-01-01 12:00 UTC. No sprint was asked for and none ended. "
         "1 running and 0 queued now.",
     ),
     (
         "report",
         {"figures": FIGURES.to_json()},
         """\
-### Report: the last 12 h
+### Report: the last 12 hours
 
 1970-01-01 00:00 UTC to 1970-01-01 12:00 UTC. 0 running and 2 queued now.
 
@@ -518,6 +518,17 @@ REPLIES = [
             "- 1970-01-01 00:00 UTC: back into the queue (provider): no provider can be called.\n"
             "- 1970-01-01 00:00 UTC: the sprint ended as no change: fixed \\*already\\*.\n"
             "- 1970-01-01 00:00 UTC: the sprint ended as pull request."
+        ),
+    ),
+    (
+        "explanation",
+        {"rows": [], "hidden": 0, "active": None, "last": None, "pauses": [], "skip": None, "now_ms": 61_000, "dead": 2},
+        (
+            "Nothing has run on this issue yet. `/dispatch run` starts.\n"
+            "\n"
+            "Nothing has been decided about this issue so far.\n"
+            "\n"
+            "⚠️ 2 deliveries of the forge were given up; `timmy-dispatch replay` shows them to the operator."
         ),
     ),
     (

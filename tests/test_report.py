@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import html.parser
+import io
 import json
 import re
 import statistics
@@ -21,11 +22,11 @@ from talk import issue_with, reacted
 from test_launcher import cli
 from world import World, make_world, until
 
-from bot import replies
+from bot import config, handbook, replies
 from bot.chatops import parse
 from bot.figures import HOUR_MS, Figures, Spread, window_ms
 from bot.fleet import report
-from bot.models import FailureReason, OutcomeKind, Reply, Source, UserError, WaitingReason
+from bot.models import ConfigError, FailureReason, OutcomeKind, Reply, Source, UserError, WaitingReason
 from bot.store import Store, deliveries, intents, providers, pulls, sprints, steps
 
 NOW = 1_800_000_000_000
@@ -259,9 +260,11 @@ def forms(found: Figures) -> None:
     assert json.loads(report.as_json(found))["settled"] == found.settled
     comment = replies.render(Reply("report", {"figures": json.loads(report.as_json(found))}), key="report:x")
     assert parse(comment.partition("<!--")[0], {"run", "report"}) == []
-    console = Console(width=100, file=None, record=True, quiet=True)
+    console = Console(width=100, file=io.StringIO(), record=True)
     console.print(*report.as_tables(found))
-    assert "\x1b[31m" not in console.export_text()
+    said = console.export_text()
+    assert "\x1b[31m" not in said
+    assert f"{found.settled:,}" in said
 
 
 @pytest.mark.parametrize(("text", "hours"), [("12h", 12), ("24H", 24), ("7d", 168), ("2w", 336), ("90m", 1.5), ("60 min", 1)])
@@ -311,12 +314,24 @@ async def test_the_terminal_has_all_forms(world: World):
     assert (await cli(world, "report", world.stage.repo, "7d", "-o", str(page)))[0] == 0
     assert "<svg" in page.read_text()
     code, said = await cli(world, "report", "--format", "md")
-    assert (code, "### Report: the last 1 d" in said) == (0, True)
+    assert (code, "### Report: the last 24 hours" in said) == (0, True)
     assert (await cli(world, "report", "soon"))[0] == 1
     assert (await cli(world, "report", "nobody/nothing"))[0] == 1
 
 
-async def test_the_morning_report_is_posted_once(base: Path):
+def test_the_morning_reports_issue_must_be_served(tmp_path: Path):
+    path = tmp_path / "dispatch.yml"
+    text = handbook.example().replace('issue: ""', "issue: nobody/nothing#3").replace('"0 0 6 * * *"', '"0 0 25 * * *"')
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, environ={})
+    faults = "\n".join(caught.value.faults)
+    assert "report.issue: nobody/nothing is not among the repositories" in faults
+    assert "report.schedule: '25' is no hour of a schedule" in faults
+
+
+async def test_telemetry_analyzer_py_morning_report_is_posted_once(base: Path):
     async with make_world(base, start=False) as world:
         issue = await world.alice.open_issue("ops", "the morning report")
         await world.start(report={"issue": f"{world.stage.repo}#{issue}", "schedule": "* * * * * *"})
@@ -326,4 +341,4 @@ async def test_the_morning_report_is_posted_once(base: Path):
         await world.shown(issue)
         found = await world.by_bot(issue)
         assert 1 <= len(found) <= 2  # two where the hour ends meanwhile
-        assert "Report: the last 1 d" in found[0]
+        assert "Report: the last 24 hours" in found[0]

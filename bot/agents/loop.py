@@ -91,7 +91,7 @@ class _Run:
             command_seconds=toolbox.command_seconds,
         )
         self._history = History(job.system, job.task)
-        self._prefer = (job.provider, job.model) if job.provider else None
+        self._prefer = toolbox.chain.named(job.model, job.provider)
         self._models: dict[str, None] = {}
         self._n = 0
         self._bad_turns = 0

@@ -74,9 +74,14 @@ def _watch(now: Callable[[], Board], interval: float) -> None:
                 time.sleep(interval)
         from rich.live import Live
 
-        with Live(shown(now()), console=console, screen=True, auto_refresh=False) as live:
+        live = Live(shown(now()), console=console, screen=True, auto_refresh=False)
+        try:
+            live.start(refresh=True)
             while True:
                 time.sleep(interval)
                 live.update(shown(now()), refresh=True)
+        finally:
+            # Also where Ctrl-C comes while it starts: the terminal is given back as it was.
+            live.stop()
     except KeyboardInterrupt:
         return

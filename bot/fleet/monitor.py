@@ -16,12 +16,14 @@ from bot.redaction import terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 
 DAY_MS = 86_400_000
 LISTED = 15
-BAR_WIDTH = 20
+BAR_WIDTH = 12
 TITLE = 50
 GOOD = ("pull_request", "updated")
 
@@ -119,7 +121,12 @@ def _on_server(url: str) -> Iterator[Rows]:
     engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
     connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
-        yield lambda sql, **values: [tuple(row) for row in connection.execute(sa.text(sql), values)]
+
+        def rows(sql: str, **values: Any) -> list[tuple[Any, ...]]:
+            result = connection.execute(sa.text(sql), values)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+        yield rows
     except sa.exc.SQLAlchemyError as error:
         raise UserError(f"the database cannot be read: {str(error).splitlines()[0]}") from error
     finally:
@@ -136,7 +143,7 @@ def look(rows: Rows, *, now_ms: int, lease_ms: int) -> Board:
 
 
 def _look(rows: Rows, *, now_ms: int, lease_ms: int) -> Board:
-    counts = dict(rows("SELECT state, count(*) FROM sprints WHERE state <> 'settled' GROUP BY state"))
+    counts: dict[str, int] = dict(rows("SELECT state, count(*) FROM sprints WHERE state <> 'settled' GROUP BY state"))
     day = now_ms - DAY_MS
     running = rows(
         "SELECT repo, issue, title, state, doing, steps, limits, coalesce(started_ms, 0), usd, model, coalesce(stop, '') FROM sprints "
@@ -145,7 +152,7 @@ def _look(rows: Rows, *, now_ms: int, lease_ms: int) -> Board:
     )
     waiting = rows(
         "SELECT o.place, s.repo, s.issue, s.title, s.priority, s.queued_ms, coalesce(s.waiting_reason, ''), s.waiting_note "
-        f"FROM ({QUEUE_ORDER}) o JOIN sprints s ON s.id = o.id ORDER BY o.place LIMIT :n",
+        "FROM (" + QUEUE_ORDER + ") o JOIN sprints s ON s.id = o.id ORDER BY o.place LIMIT :n",
         n=LISTED,
     )
     spent = rows(
@@ -154,7 +161,7 @@ def _look(rows: Rows, *, now_ms: int, lease_ms: int) -> Board:
         day=day,
     )
     pauses = rows(
-        "SELECT scope, repo, by, until_ms, reason FROM pauses WHERE until_ms IS NULL OR until_ms > :now ORDER BY repo_id", now=now_ms
+        'SELECT scope, repo, "by", until_ms, reason FROM pauses WHERE until_ms IS NULL OR until_ms > :now ORDER BY repo_id', now=now_ms
     )
     moved = rows("SELECT coalesce(max(progress_ms), 0) FROM sprints")
     ended = rows(
@@ -189,7 +196,7 @@ def _running(row: Sequence[Any]) -> Running:
 def _workers(rows: Rows, *, now_ms: int, lease_ms: int) -> Iterator[Worker]:
     """The newest of each slot."""
     claimed = "SELECT executor_id, count(*) FROM sprints WHERE state NOT IN ('queued', 'settled') AND executor_id IS NOT NULL GROUP BY executor_id"
-    busy = dict(rows(claimed))
+    busy: dict[str, int] = dict(rows(claimed))
     latest: dict[tuple[str, int], Sequence[Any]] = {}
     for row in rows(
         "SELECT node_id, slot, host, executor_id, capacity, draining, beat_ms, reaped_ms FROM workers WHERE slot >= 0 ORDER BY started_ms"
@@ -275,11 +282,11 @@ def _running_table(board: Board) -> RenderableType | None:
             Text(terminal(sprint.ref)),
             bar,
             f"{sprint.steps}/{sprint.most or '-'}",
-            Text(terminal(doing)[:TITLE]),
+            _cut(doing),
             _span(board.now_ms - sprint.since_ms) if sprint.since_ms else "-",
             f"${sprint.usd:.2f}",
-            Text(terminal(sprint.model)),
-            Text(terminal(sprint.title)[:TITLE]),
+            _cut(sprint.model),
+            _cut(sprint.title),
         )
     return table
 
@@ -293,8 +300,7 @@ def _waiting_table(board: Board) -> RenderableType | None:
     table = _table(f"queued{more}", "place", "priority", "for", "why", "title")
     for sprint in board.waiting:
         place, since = str(sprint.place), _span(board.now_ms - sprint.since_ms)
-        title, why = Text(terminal(sprint.title)[:TITLE]), Text(terminal(sprint.why)[:TITLE], "yellow")
-        table.add_row(Text(terminal(sprint.ref)), place, str(sprint.priority), since, why, title)
+        table.add_row(Text(terminal(sprint.ref)), place, str(sprint.priority), since, _cut(sprint.why, "yellow"), _cut(sprint.title))
     return table
 
 
@@ -325,10 +331,17 @@ def _ended_table(board: Board) -> RenderableType | None:
     return table
 
 
-def _table(*titles: str) -> Any:
-    from rich.table import Table
+def _table(*titles: str) -> Table:
+    from rich.table import Table as Made
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Made(box=None, pad_edge=False, header_style="dim")
     for title in titles:
-        table.add_column(title, no_wrap=True, overflow="ellipsis")
+        # What may be cut gives way first where the terminal is narrow.
+        table.add_column(title, no_wrap=title not in ("title", "why", "state", "model"), overflow="ellipsis")
     return table
+
+
+def _cut(text: str, style: str = "") -> Text:
+    from rich.text import Text as Made
+
+    return Made(terminal(" ".join(text.split()))[:TITLE], style, no_wrap=True, overflow="ellipsis")

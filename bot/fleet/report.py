@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from bot import replies
-from bot.figures import HOUR_MS, Bucket, Figures, Group, Outage
+from bot.figures import HOUR_MS, Bucket, Figures, Group, Outage, window_words
 from bot.models import IssueRef, OutcomeKind, Reply
 from bot.providers.health import EntryHealth, EntryState
 from bot.repositories import Repositories
@@ -159,7 +159,7 @@ def as_tables(found: Figures) -> list[RenderableType]:
 def title_of(found: Figures) -> str:
     """What it is about."""
     where = f" in {found.repo}" if found.repo else ""
-    return f"The last {replies.duration(found.until_ms - found.since_ms)}{where}, until {replies.moment(found.until_ms)}"
+    return f"The last {window_words(found.until_ms - found.since_ms)}{where}, until {replies.moment(found.until_ms)}"
 
 
 def as_html(found: Figures) -> str:
@@ -189,7 +189,7 @@ def as_html(found: Figures) -> str:
             + "</td></tr>"
             for failure in found.failures
         )
-        parts.append(f"<h2>Came to nothing</h2><table><tr><th></th><th>sprints</th><th>examples</th></tr>{body}</table>")
+        parts.append(f"<h2>Came to nothing</h2><table><tr><th></th><th class=n>sprints</th><th>examples</th></tr>{body}</table>")
     return _PAGE.format(title=_text(title_of(found)), body="\n".join(parts))
 
 
@@ -203,7 +203,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem aut
 h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }}
 dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem }} dt {{ font-weight: 600 }} dd {{ margin: 0 }}
 table {{ border-collapse: collapse; width: 100% }} th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #8884; vertical-align: top }}
-td.n {{ text-align: right; white-space: nowrap }} figure {{ margin: 2rem 0 }} svg {{ width: 100%; height: auto }} svg text {{ fill: currentColor; font-size: 12px }}
+td.n, th.n {{ text-align: right; white-space: nowrap }} figure {{ margin: 2rem 0 }} svg {{ width: 100%; height: auto }} svg text {{ fill: currentColor; font-size: 12px }}
 </style></head><body>
 {body}
 </body></html>

@@ -236,6 +236,11 @@ class ProviderChain:
     def _ordered(self, prefer: tuple[str, str] | None) -> list[Entry]:
         return sorted(self._entries(), key=lambda entry: (entry.provider, entry.model) != prefer)
 
+    def named(self, *names: str) -> tuple[str, str] | None:
+        """The entry to try first: the first that goes by one of `names` (its provider or its model), names in their order; None for none."""
+        found = (entry for name in names if name for entry in self._entries() if name in (entry.provider, entry.model))
+        return next(((entry.provider, entry.model) for entry in found), None)
+
     def worst_cost(self, messages: Messages, max_tokens: int, tools: Sequence[Mapping[str, Any]] = ()) -> tuple[float, int]:
         """The most one call with these messages can cost at any entry, (USD, tokens): for the reserve."""
         sent = estimate_tokens(messages, tools)
@@ -412,7 +417,13 @@ class _Run:
         try:
             with means.in_flight(entry.provider):
                 reply = await means.requester.request(
-                    entry, self._messages, self._tools, key=key, max_tokens=most, seconds=min(entry.call_seconds, left), on_text=self._on_text
+                    entry,
+                    self._messages,
+                    self._tools,
+                    key=key,
+                    max_tokens=most,
+                    seconds=min(entry.call_seconds, left),
+                    on_text=self._on_text,
                 )
         except CallFailedError as error:
             failure, seconds = error.failure, loop.time() - began
