@@ -238,8 +238,7 @@ class TracingSettings(Model):
 
     endpoint: OptionalUrl = Field(
         default="",
-        description="OTLP/HTTP address that takes traces; empty: no traces, and nothing of OpenTelemetry is loaded.",
-        examples=["http://127.0.0.1:4318/v1/traces"],
+        description="OTLP/HTTP address that takes traces, such as http://127.0.0.1:4318/v1/traces; empty: none, and nothing of OpenTelemetry is loaded.",
     )
 
 
@@ -249,7 +248,6 @@ class AlertSettings(Model):
     token_file: Path | None = Field(
         default=None,
         description="File (mode 0600) with the token that Alertmanager sends as bearer; without it the receiver is off.",
-        examples=["alerts.token"],
     )
     repository: Annotated[str, AfterValidator(_repository_or_empty)] = Field(
         default="", description="OWNER/NAME where the bot opens one issue an alert group; it may be one that the bot does not serve."

@@ -129,11 +129,13 @@ class Monitoring:
 
 
 @asynccontextmanager
-async def monitoring(folder: Path, target: str, *, generated: list[str], every: float = 1.0) -> AsyncIterator[Monitoring]:
+async def monitoring(
+    folder: Path, target: str, *, generated: list[str], every: float = 1.0, mirror: str = "", token: str = "a token of the tests"
+) -> AsyncIterator[Monitoring]:
     """Prometheus scraping `target` (host:port) and Alertmanager, on rules that `grafana/build.py` writes with the options `generated`.
 
     Scrape and evaluation run every `every` seconds; routes and inhibitions are those of `grafana/alertmanager.yml` with shorter waits and
-    with its receivers led here.
+    with its receivers led here; with `mirror` its mirror of alerts posts there, with `token`.
     """
     prometheus, alertmanager = binary("prometheus"), binary("prometheus-alertmanager", "alertmanager")
     build = load_build()
@@ -144,7 +146,8 @@ async def monitoring(folder: Path, target: str, *, generated: list[str], every: 
         build.main(["--out", str(folder / "grafana"), *generated])
         config = _prometheus_config(target, ports, every)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config | {"rule_files": []}))
-        (folder / "alertmanager.yml").write_text(yaml.safe_dump(_alertmanager_config(address)))
+        (folder / "token").write_text(token)
+        (folder / "alertmanager.yml").write_text(yaml.safe_dump(_alertmanager_config(address, mirror, folder / "token")))
         with ExitStack() as stack:
             common = [f"--web.listen-address=127.0.0.1:{ports[1]}", "--cluster.listen-address=", f"--storage.path={folder / 'am'}"]
             stack.enter_context(process(folder / "alertmanager.log", alertmanager, f"--config.file={folder / 'alertmanager.yml'}", *common))
@@ -226,7 +229,7 @@ def _prometheus_config(target: str, ports: tuple[int, int], every: float) -> dic
     return config
 
 
-def _alertmanager_config(address: str) -> dict[str, Any]:
+def _alertmanager_config(address: str, mirror: str, token: Path) -> dict[str, Any]:
     config = yaml.safe_load((GRAFANA / "alertmanager.yml").read_text())
     for route in (config["route"], *config["route"]["routes"]):
         route |= {"group_wait": "100ms", "group_interval": "500ms"}
@@ -235,6 +238,9 @@ def _alertmanager_config(address: str) -> dict[str, Any]:
     for receiver in config["receivers"]:
         for hook in receiver.get("webhook_configs", ()):
             hook["url"] = f"http://{address}/{receiver['name']}"
+            if receiver["name"] == "ops-issue":
+                hook["url"] = mirror or hook["url"]
+                hook["http_config"]["authorization"]["credentials_file"] = str(token)
     return config
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from fleet_support import settings as fleet_settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from bot.fleet.health import Thresholds, judge, stalled
+from bot.fleet.health import WEBHOOK_SILENT, Thresholds, judge, stalled
 from bot.metrics import Metrics
 from bot.models import SprintState, WaitingReason
 from bot.snapshot import Fault, FleetSnapshot, HealthVerdict, Reason, WorkerBeat, WorkerState
@@ -200,6 +202,7 @@ EXPOSED = Metrics(CollectorRegistry())
 EXPOSED.read_store(FLEET, lambda snapshot: judge(snapshot, LIMITS), started_ms=NOW)
 
 
+@settings(deadline=None)
 @given(snapshots)
 def test_stalled_and_the_page_agree(snapshot):
     FLEET.make = lambda _now: snapshot
@@ -209,6 +212,7 @@ def test_stalled_and_the_page_agree(snapshot):
     assert said.reasons
 
 
+@settings(deadline=None)
 @given(snapshots)
 def test_idle_and_paused_never_page(snapshot):
     FLEET.make = lambda _now: snapshot
@@ -272,3 +276,10 @@ def _promtool_case(snapshot: FleetSnapshot, expr: str, expected: list[dict]) -> 
         ],
         "promql_expr_test": [{"expr": expr, "eval_time": "30m", "exp_samples": expected}],
     }
+
+
+def test_silence_counts_only_while_test_deliveries_are_asked_for():
+    conf = fleet_settings(Path("/nonexistent"))
+    assert Thresholds.of(conf).webhook_silent is None
+    assert Thresholds.of(conf, canary_age=WEBHOOK_SILENT + 1).webhook_silent is None
+    assert Thresholds.of(conf, canary_age=60.0).webhook_silent == WEBHOOK_SILENT

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from postgres_support import BACKENDS
 from talk import BODY, issue_with, pulls_of, reacted, sprint_count, state_is
-from world import World, make_world, until
+from world import FORGES, World, make_world, until
 
 from bot.chatops import gave_up_key, launcher_key
 from bot.fleet.launcher import Held, Issue, LeftOut, Look, Round, backoff_ms, hold, quiet, rank
@@ -231,6 +232,13 @@ def test_the_past_of_an_issue_is_read_from_the_rows(database: str):
     store.close()
 
 
+@pytest.fixture(params=FORGES)
+async def anywhere(request: pytest.FixtureRequest, base: Path) -> AsyncIterator[World]:
+    """The embedded forge, and a real Gitea where the variables name one."""
+    async with make_world(base, live=request.param == "live") as made:
+        yield made
+
+
 async def dry(world: World) -> dict[int, str]:
     """Issue -> why it is left out, "" for those that may be taken."""
     done = await world.service.launcher.round(dry_run=True)
@@ -239,7 +247,8 @@ async def dry(world: World) -> dict[int, str]:
     return {place.issue.number: place.left_out or "" for place in ranking.places}
 
 
-async def test_every_reason_on_a_forge(world: World):
+async def test_every_reason_on_a_forge(anywhere: World):
+    world = anywhere
     alice, forge = world.alice, world.alice.forge
     for name in ("epic", "wontfix", "p/high"):
         await forge.ensure_label(world.stage.repo, name, color="#ffffff")
@@ -287,7 +296,8 @@ async def test_sprint_launcher_sh_takes_the_oldest_of_the_best_once_whoever_asks
     assert len(await world.by_bot(first)) == 1
 
 
-async def test_a_pick_runs_as_its_author_behind_what_people_ask_for(world: World):
+async def test_a_pick_runs_as_its_author_behind_what_people_ask_for(anywhere: World):
+    world = anywhere
     issue = await world.bob.open_issue("slug keeps capitals", BODY.format(script="fix"))
     done = await world.service.launcher.round()
     assert [(launch.issue, launch.attempt, launch.result) for launch in done.launches] == [(issue, 1, "ok")]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -95,6 +96,8 @@ def test_every_name_in_the_exposition_is_in_the_table_and_every_name_once():
     metrics = made(FULL)
     metrics.sandbox_probed(ok=True)
     metrics.budget(5)
+    metrics.canary_sent(NOW)
+    metrics.read_logins(lambda: {"nous": NOW})
     described = [row.name for row in metrics.described()]
     assert len(described) == len(set(described))
     exposed = {family.name for family in parse_text(text(metrics)) if family.name.startswith("dispatch_")}
@@ -176,6 +179,42 @@ def test_what_the_process_tells_is_counted():
     assert read(metrics, "sprint_failures_total", reason="checks") == 1
     assert read(metrics, "build_info", version="1.2.3", revision="abc") == 1
     assert overflowed(metrics) == {}
+
+
+def test_logins_are_told_when_they_can_be_read():
+    metrics = made()
+    answers = [{"nous": NOW, "local": 0, "a stranger": NOW}]
+    metrics.read_logins(lambda: answers.pop())
+    assert read(metrics, "auth_token_expiry_timestamp_seconds", provider="nous") == NOW / 1000
+    assert "token_expiry" not in text(metrics), "a file that cannot be read fails no scrape, and 0 is never told"
+    metrics.login_refreshed("nous", ok=False)
+    assert read(metrics, "auth_refresh_total", provider="nous", result="error") == 1
+
+
+def test_calls_in_flight_are_counted_also_when_they_fail():
+    metrics = made()
+    with pytest.raises(ValueError), metrics.llm_inflight("nous"):
+        assert read(metrics, "llm_inflight_requests", provider="nous") == 1
+        raise ValueError
+    assert read(metrics, "llm_inflight_requests", provider="nous") == 0
+
+
+def test_an_exemplar_leads_to_the_trace_where_there_is_one():
+    metrics = made()
+    metrics.traced_by(lambda sprint: "ab" * 16 if sprint == "s1" else "")
+    metrics.observe(event(EventKind.SETTLED, outcome="failed", reason="llm", seconds=1, steps=1, agent="loop", model="hermes", usd=0))
+    assert f'{{sprint="s1",trace_id="{"ab" * 16}"}}' in metrics.render(OPENMETRICS, compress=False).body.decode()
+
+
+def test_the_rests_of_the_rendering_change_nothing():
+    metrics = made(FULL)
+    exercise(metrics)
+    for accept in ("", OPENMETRICS):
+        encode, _ = choose_encoder(accept)
+        steady = [
+            line for line in metrics.render(accept, compress=False).body.splitlines() if b"process_" not in line and b"python_" not in line
+        ]
+        assert steady == [line for line in encode(metrics.registry).splitlines() if b"process_" not in line and b"python_" not in line]
 
 
 def test_only_failed_sprints_count_as_failures():

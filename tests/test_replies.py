@@ -380,6 +380,11 @@ REPLIES = [
         "Not started: the option `priority=` is for people with the level admin here.",
     ),
     (
+        "ops_issue",
+        {},
+        "This issue mirrors an alert; I open and close it myself and never work on it. Open an issue that says what should be changed.",
+    ),
+    (
         "unknown_answer",
         {},
         "This was answered by another version of the bot, and the words are lost. `/dispatch status` tells how things stand.",
@@ -1206,3 +1211,38 @@ def test_a_long_text_is_cut_before_its_marker() -> None:
 def test_links() -> None:
     assert LINKS.pull(IssueRef("acme", "rocket", 7), 12) == "https://git.example/acme/rocket/pulls/12"
     assert replies.Links("https://git.example").sprint("01J") == ""
+
+
+ALERT = {
+    "labels": {"alertname": "DispatchWorkerHeartbeatLost", "service": "timmy-dispatch", "severity": "warning", "worker": "n1-0"},
+    "annotations": {
+        "summary": "Worker n1-0 lost its heartbeat",
+        "description": "It is 3m old.",
+        "runbook_url": "https://git.example/r/x.md",
+    },
+    "starts_us": 1_795_570_605_000_000,
+}
+SHOWN_ALERT = """\
+- **DispatchWorkerHeartbeatLost** (warning), since 2026-11-25 01:36:45 UTC
+  Worker n1-0 lost its heartbeat
+  It is 3m old.
+  What to do: <https://git.example/r/x.md>
+  `worker=n1-0`"""
+
+
+def test_the_issue_that_mirrors_alerts() -> None:
+    foot = "<sub>I mirror Alertmanager here: the issue closes when nothing fires any more, and I never work on it.</sub>"
+    assert replies.alert_title({"alertname": "DispatchBotDown", "service": "timmy-dispatch"}) == "Alert: DispatchBotDown"
+    assert replies.alert_title({"severity": "critical", "zone": "a"}) == "Alert: alerts (severity=critical, zone=a)"
+    assert replies.alert_title({}) == "Alert: alerts"
+    assert replies.alert_body([ALERT]) == f"**1 alert firing.**\n\n{SHOWN_ALERT}\n\n{foot}"
+    assert replies.alert_body([]) == f"**Resolved.**\n\n\n{foot}"
+    assert replies.alert_body([ALERT] * 60).count("HeartbeatLost**") == 50
+    assert "and 10 more" in replies.alert_body([ALERT] * 60)
+    assert replies.alert_comment("resolved", [], 2, 0) == "Resolved: nothing of this group fires any more."
+    assert replies.alert_comment("again", [], 0, 1) == "It fires again."
+    assert replies.alert_comment("changed", [ALERT], 1, 2) == f"2 alerts firing now.\n\nBegan:\n\n{SHOWN_ALERT}\n\nEnded: 1."
+    body = replies.with_marker(replies.alert_body([ALERT]), replies.alert_key("1f", 3))
+    assert body.endswith("<!-- timmy-dispatch:v1 key=alert:1f:3 -->")
+    assert replies.mirrors_alerts(body)
+    assert not replies.mirrors_alerts(replies.with_marker("text", "sprint:alert:1"))

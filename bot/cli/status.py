@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from bot.fleet.monitor import Board
+    from bot.fleet.board import Board
 
 LEAST_SECONDS = 0.2
 
@@ -31,7 +31,7 @@ def command(ctx: click.Context, words: tuple[str, ...], watch: bool, interval: f
         with verb.make_context("status", list(words), parent=ctx.parent) as inner:
             return int(verb.invoke(inner) or 0)
     from bot.cli._load import load
-    from bot.fleet.monitor import look, opened
+    from bot.fleet.board import look, opened
 
     settings = load(ctx.obj, quiet=True).settings
     lease_ms = int(settings.timing.lease_seconds * 1000)
@@ -50,7 +50,7 @@ def command(ctx: click.Context, words: tuple[str, ...], watch: bool, interval: f
 def _once(board: Board) -> None:
     from rich.console import Console
 
-    from bot.fleet.monitor import shown
+    from bot.fleet.board import shown
 
     Console(highlight=False).print(shown(board))
 
@@ -58,7 +58,7 @@ def _once(board: Board) -> None:
 def _watch(now: Callable[[], Board], interval: float) -> None:
     from rich.console import Console
 
-    from bot.fleet.monitor import plain, shown
+    from bot.fleet.board import plain, shown
 
     console = Console(highlight=False)
     try:
