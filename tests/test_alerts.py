@@ -406,8 +406,8 @@ def told(store: Store, now: int, *found: dict[str, Any], **more: Any) -> bool:
 
 
 @pytest.fixture
-def store(tmp_path: Path):
-    made = Store(f"sqlite:///{tmp_path / 'x.db'}")
+def store(database: str):
+    made = Store(database)
     made.open()
     yield made
     made.close()
@@ -434,6 +434,24 @@ def test_an_alert_that_is_named_no_more_has_ended(store: Store):
     assert not told(store, now + alerts.LATE_MS * 2, alert(), truncatedAlerts=3)
     assert told(store, now + alerts.LATE_MS * 3, alert())
     assert only(store).firing == ("f1",)
+
+
+def test_what_is_begun_and_done_is_kept(store: Store):
+    now = 1_800_000_000_000
+    told(store, now, alert())
+    group = store.write_sync(lambda conn: alerts.take(conn, now_ms=now, lease_ms=1000))
+    assert store.write_sync(lambda conn: alerts.take(conn, now_ms=now, lease_ms=1000)) is None, "it is leased"
+    step = next_step(group, now)
+    assert (group.tries, step["kind"], step["n"]) == (1, "open", 1)
+    store.write_sync(lambda conn: alerts.begun(conn, group.key, step))
+    assert next_step(only(store), now + 5) == step, "what was begun is finished first"
+    store.write_sync(lambda conn: alerts.done(conn, group.key, issue=7, mark=1, opened=True, told=["f1"], projected_rev=1))
+    group = only(store)
+    assert (group.plan, group.issue, group.opened, next_step(group, now)) == (None, 7, True, None)
+    told(store, now + 1000, alert(firing=False))
+    assert next_step(only(store), now)["kind"] == "resolved"
+    store.write_sync(lambda conn: alerts.failed(conn, group.key, error="away", due_ms=now + 60_000))
+    assert store.write_sync(lambda conn: alerts.take(conn, now_ms=now + 2000, lease_ms=1000)) is None
 
 
 def test_a_group_that_nobody_speaks_of_ends_after_a_day_and_is_forgotten_after_a_month(store: Store):
