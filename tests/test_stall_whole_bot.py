@@ -50,34 +50,3 @@ async def test_the_page_arrives(base: Path, tmp_path: Path):
             assert sprint.outcome == "pull_request"
             await watched.until(lambda: verdict("idle"), 30, "an idle fleet again")
             await watched.until(lambda: watched.sent(status="resolved"), 60, "the resolution")
-
-
-@pytest.mark.prometheus
-@pytest.mark.timeout(240)
-async def test_a_bot_that_is_down_is_one_page_and_one_issue(base: Path, tmp_path: Path):
-    """Its own mirror is down with it: that must page for nothing more, and after the recovery nothing comes but its end."""
-    from test_alerts import TOKEN, Ops
-
-    async with make_world(base, kind=Ops) as world:
-        listen = f"127.0.0.1:{world.service.metrics_port}"
-        generated = ["--hold", str(HOLD)]
-        async with monitoring(tmp_path, listen, generated=generated, mirror=f"http://{listen}/alerts", token=TOKEN) as watched:
-            await asyncio.sleep(3)
-            assert watched.sent() == []
-            await world.stop()
-            await watched.until(lambda: watched.sent(), 60, "the page of a bot that is down")
-            await watched.until(
-                lambda: watched.query('alertmanager_notifications_failed_total{integration="webhook"} > 0'), 60, "a failed mirror"
-            )
-            # As long as notifications that fail take to page.
-            await asyncio.sleep(300 * HOLD + 5)
-            assert await watched.query('ALERTS{alertname="DispatchNotificationsFailing",alertstate="firing"}')
-            await world.start(metrics={"listen": listen})
-            await watched.until(lambda: watched.sent(status="resolved"), 90, "the resolution")
-            await watched.until(lambda: _closed(world), 60, "the issue closes again")
-            assert {name for note in watched.sent() for name in note.names} == {"DispatchBotDown"}
-            assert [each["title"] for each in await world.issues()] == ["Alert: DispatchBotDown"]
-
-
-async def _closed(world) -> bool:
-    return [state for state, _ in await world.states()] == ["closed"]
