@@ -622,11 +622,6 @@ def age(conn: Connection, *, wait_ms: int, now_ms: int) -> int:
     return conn.execute(statement.values(priority=c.priority - 1, aged=c.aged + 1)).rowcount
 
 
-def owned_by(conn: Connection, executor_id: str) -> list[str]:
-    """Sprints in flight that this executor claimed."""
-    return list(conn.execute(sa.select(c.id).where(c.executor_id == executor_id, c.state != SprintState.SETTLED)).scalars())
-
-
 def owners(conn: Connection) -> list[str]:
     """Executors with a claim on a live sprint."""
     statement = sa.select(c.executor_id).where(c.executor_id.is_not(None), c.state != SprintState.SETTLED).distinct()
