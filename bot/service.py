@@ -78,6 +78,7 @@ log = structlog.get_logger()
 
 EX_TEMPFAIL = 75
 LAG_SECONDS = 1.0
+ACCEPTED_SECONDS = 0.01
 ME_RETRY_SECONDS = 5.0
 RETENTION_CRON = "0 17 3 * * *"
 FILES_EVERY_SECONDS = 3600.0
@@ -302,6 +303,10 @@ class Service:
         await self.stages.release()
 
     async def _end_tasks(self) -> None:
+        for site in [site for runner in self._runners for site in runner.sites]:
+            await site.stop()
+        # A connection that the loop took in the same moment is known to its server a turn or two later.
+        await asyncio.sleep(ACCEPTED_SECONDS)
         for runner in self._runners:
             await runner.cleanup()
         for task in self._tasks:

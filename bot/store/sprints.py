@@ -114,6 +114,7 @@ table = sa.Table(
     sa.Index(
         "ix_sprints_unnamed",
         "repo_id",
+        "not_before_ms",
         sqlite_where=sa.text("state = 'queued' AND waiting_reason IS NULL"),
         postgresql_where=sa.text("state = 'queued' AND waiting_reason IS NULL"),
     ),
