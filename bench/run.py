@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b8_idle, b11_page, b14_metrics
+from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b5_storm, b7_cancel, b8_idle, b11_page, b14_metrics
 from bench.stand import LIVE_URL
 from bench.table import Row, machine, table
 
@@ -20,6 +20,8 @@ BENCHMARKS: dict[str, Measure] = {
     "B2": lambda given: b2_ack.measure(runs=given.runs),
     "B3": lambda given: b3_label_to_pr.measure(runs=given.runs),
     "B4": lambda given: b4_step.measure(runs=given.runs, mini=given.mini),
+    "B5": lambda given: b5_storm.measure(runs=given.runs),
+    "B7": lambda given: b7_cancel.measure(runs=given.runs),
     "B8": lambda given: b8_idle.measure(runs=given.runs),
     "B11": lambda given: b11_page.measure(runs=given.runs, fast=not given.full),
     "B14": lambda given: b14_metrics.measure(runs=given.runs),
