@@ -120,6 +120,44 @@ async def test_init_sets_everything_up_and_proves_it(house, capsys):
     assert loaded.settings.state_dir == house.state
 
 
+async def test_an_administrators_token_makes_the_bot_and_is_not_kept(house, capsys):
+    await house.server.create_user("root1", admin=True)
+    admin = await house.server.create_token("root1", ["write:admin", "write:repository", "read:user"])
+    house.token.write_text(admin)
+    flags = [word if word != "--token-file" else "--admin-token-file" for word in house.first("--bot", "helga")]
+    assert await house.cli(*[word if word != "acme/rocket" else "acme/missing" for word in flags]) == 1
+    assert "no repository acme/missing" in capsys.readouterr().err
+    assert await house.cli(*flags[:-1], "timmy") == 1
+    assert "there is an account 'timmy' already" in capsys.readouterr().err
+    assert await house.cli(*flags[:-1], "root1") == 1
+    assert not house.config.parent.exists()
+    assert await house.cli(*flags) == 0
+    shown = capsys.readouterr()
+    assert "made the account 'helga'" in shown.out
+    assert "a test delivery arrived, signed with our secret" in shown.out
+    loaded = config.load(house.config, environ={})
+    async with GiteaClient(house.server.url, loaded.secrets.forge_token) as client:
+        me = await Forge(client).me()
+        assert (me["login"], me["is_admin"]) == ("helga", False)
+        assert (await Forge(client).repo("acme", "rocket"))["permissions"]["admin"]
+    everything = "".join(house.files().values()) + shown.out + shown.err
+    assert admin not in everything
+    assert loaded.secrets.forge_token.reveal() not in shown.out + shown.err
+    assert await house.cli(*flags) == 1
+    assert "without --admin-token-file" in capsys.readouterr().err
+    house.config.unlink()  # stopped half-way: what was made is gone on with
+    assert await house.cli(*flags) == 0
+    assert "made the account" not in capsys.readouterr().out
+
+
+async def test_only_an_administrators_token_makes_accounts(house, capsys):
+    flags = [word if word != "--token-file" else "--admin-token-file" for word in house.first("--bot", "helga")]
+    assert await house.cli(*flags) == 1
+    assert "no administrator of this server" in capsys.readouterr().err
+    assert await house.cli(*flags, "--token-file", str(house.token)) == 1
+    assert "exclude each other" in capsys.readouterr().err
+
+
 async def test_a_second_run_changes_nothing(house, capsys):
     assert await house.cli(*house.first()) == 0
     before, hooked, marked = house.files(), house.hooks, (house.state / "initialised").read_text()

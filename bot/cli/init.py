@@ -36,6 +36,8 @@ class Flags:
     config: Path
     url: str | None
     token_file: str | None
+    admin_token_file: str | None
+    bot: str
     repository: tuple[str, ...]
     public_url: str | None
     listen: str
@@ -52,6 +54,12 @@ class Flags:
 @click.option(
     "--token-file", metavar="FILE", help="File with the bot account's access token, `-` for standard input; else it is asked for."
 )
+@click.option(
+    "--admin-token-file",
+    metavar="FILE",
+    help="Instead: file with an administrator's token, `-` for standard input. Makes the bot's account and token; is not kept.",
+)
+@click.option("--bot", default="timmy", show_default=True, metavar="LOGIN", help="Name of the account that --admin-token-file makes.")
 @click.option("-r", "--repository", multiple=True, metavar="OWNER/NAME", help="Repository to serve; may be repeated.")
 @click.option("--public-url", help="Address at which Gitea reaches the bot.")
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, help="Address the bot listens on for deliveries.")
@@ -73,7 +81,9 @@ async def _begin(flags: Flags) -> None:
 
     async with _Server(flags.ca_file) as server:
         url = await _settled("address of the Gitea server", flags.url, server.reach)
-        token = await _token(flags, server)
+        token = await _hired(flags, flags.admin_token_file, url) if flags.admin_token_file else await _token(flags, server)
+        if flags.admin_token_file and not await server.enter(token):
+            raise UserError("the token that was made will not do")
         repositories = await _repositories(flags, server)
         public_url = flags.public_url or _ask("address at which Gitea reaches the bot", "--public-url", default=_guess(url, flags.listen))
         answers = _install.Answers(
@@ -95,6 +105,8 @@ async def _renew(flags: Flags) -> None:
     from bot.cli import _install
     from bot.cli._load import load
 
+    if flags.admin_token_file:
+        raise UserError(f"{flags.config} is there already and names the bot's token. Remedy: run this without --admin-token-file")
     if flags.token_file:
         target = _token_target(flags.config)
         _install.write_private(target, _read_token(flags.token_file).reveal() + "\n")
@@ -188,6 +200,25 @@ class _Server:
             _say("fail", _first(error))
             return False
         return await _told(rights.repository(self.forge, full_name))
+
+
+async def _hired(flags: Flags, source: str, url: str) -> Secret:
+    from bot.cli import _account, _install
+
+    if flags.token_file:
+        raise UserError("--token-file and --admin-token-file exclude each other: the one is the bot's own, the other makes it")
+    if not flags.repository:
+        raise UserError("the repositories are missing. Remedy: give them with --repository")
+    return await _account.hire(
+        url,
+        _read_token(source),
+        login=flags.bot,
+        repositories=flags.repository,
+        kept=_install.beside(flags.config, "gitea.token"),
+        ca_file=flags.ca_file,
+        write=_install.write_private,
+        say=_say,
+    )
 
 
 async def _token(flags: Flags, server: _Server) -> Secret:

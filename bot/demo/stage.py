@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bot.config import Secrets, Settings
+from bot.gitea import accounts
 from bot.gitea.aiohttp import GiteaClient
 from bot.gitea.errors import ForgeError, Invalid, NotFound
 from bot.gitea.forge import Forge
@@ -134,18 +135,15 @@ class Stage:
         await self.labels()
 
     async def _person(self, login: str, scopes: Sequence[str]) -> Person:
-        password = secrets.token_hex(12)
+        password = Secret(secrets.token_hex(12))
         user_id = await _whole(self._account(login, password))
-        basic = base64.b64encode(f"{login}:{password}".encode()).decode()
-        token = await _basic_post(self.url, f"/users/{login}/tokens", basic, {"name": "stage", "scopes": list(scopes)})
-        secret = Secret(str(token["sha1"]))
-        return Person(login, user_id, password, secret, GiteaClient(self.url, secret), self.repo)
+        secret = await accounts.token(self.url, login, password, name="stage", scopes=scopes)
+        return Person(login, user_id, password.reveal(), secret, GiteaClient(self.url, secret), self.repo)
 
-    async def _account(self, login: str, password: str) -> int:
-        data = {"username": login, "password": password, "email": f"{login}@example.org", "must_change_password": False}
-        made = await self.admin.post("/admin/users", data)
+    async def _account(self, login: str, password: Secret) -> int:
+        user_id = await accounts.create(self.admin, login, password, email=f"{login}@example.org")
         self.logins.append(login)
-        return int(made["id"])
+        return user_id
 
     async def _repository(self, name: str) -> None:
         data = {"name": name, "auto_init": False, "default_branch": "main"}
@@ -219,15 +217,3 @@ async def _whole(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
-
-
-async def _basic_post(url: str, path: str, basic: str, data: object) -> dict[str, Any]:
-    """One call with a password: Gitea makes tokens for nobody who comes with a token."""
-    import aiohttp
-
-    headers = {"Authorization": f"Basic {basic}"}
-    async with aiohttp.ClientSession() as session, session.post(f"{url}/api/v1{path}", json=data, headers=headers) as reply:
-        if reply.status != 201:  # noqa: PLR2004
-            raise ForgeError((await reply.text())[:200], status=reply.status, method="POST", route=path)
-        made: dict[str, Any] = await reply.json()
-        return made
