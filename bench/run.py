@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b5_storm, b7_cancel, b8_idle, b11_page, b14_metrics
+from bench import b1_intake, b2_ack, b3_label_to_pr, b4_step, b5_storm, b7_cancel, b8_idle, b11_page, b14_metrics, b15_collector
 from bench.stand import LIVE_URL
 from bench.table import Row, machine, table
 
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Measure] = {
     "B8": lambda given: b8_idle.measure(runs=given.runs),
     "B11": lambda given: b11_page.measure(runs=given.runs, fast=not given.full),
     "B14": lambda given: b14_metrics.measure(runs=given.runs),
+    "B15": lambda given: b15_collector.measure(runs=given.runs),
 }
 LIVE: dict[str, Measure] = {
     "B2": lambda given: b2_ack.measure(runs=given.runs, live=True),

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from bot.chatops import is_forge_act
+from bot.chatops import is_forge_act, trigger_of
 from bot.gitea.errors import Forbidden, ForgeError, NotFound, may_recover
-from bot.models import Actor, Ask, Permission, Reaction, Reply, RepoId, Source
+from bot.models import Actor, Ask, Permission, Reaction, Reply, RepoId
 from bot.settings import Settings
 
 
@@ -108,8 +108,16 @@ def _listed(login: str, names: Iterable[str]) -> bool:
 
 
 def _not_permitted(settings: Settings, ask: Ask, needs: Permission, level: Permission) -> Reply:
-    if ask.source is Source.LABEL:
-        return _refusal("not_permitted_label", login=ask.actor.login, label=settings.trigger_label)
+    if ask.key.startswith("review:"):
+        return _refusal("not_permitted_review", login=ask.actor.login)
+    # Told by the key, because what reconciliation found has another source.
+    match trigger_of(ask):
+        case "label":
+            return _refusal("not_permitted_label", login=ask.actor.login, label=settings.trigger_label)
+        case "assignment":
+            return _refusal("not_permitted_assignment", login=ask.actor.login)
+        case "mention":
+            return _refusal("not_permitted_mention", login=ask.actor.login)
     return _refusal("not_permitted", login=ask.actor.login, verb=ask.verb, needs=needs.name, has=level.name)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
@@ -24,12 +24,15 @@ from bot.models import (
     Ask,
     CancelResult,
     Decision,
+    DispatchError,
     IssueFacts,
     IssueRef,
     LogLine,
     Pause,
     PauseScope,
     Permission,
+    Plan,
+    PlanState,
     Position,
     Reaction,
     Reply,
@@ -44,7 +47,7 @@ from bot.models import (
     Verdict,
 )
 from bot.settings import RepositorySettings, Settings
-from bot.snapshot import FleetSnapshot
+from bot.snapshot import FleetSnapshot, ProbeState
 
 NAMESPACE = "/dispatch"
 DEFAULT_VERB = "run"
@@ -139,6 +142,21 @@ def label_key(event_id: int) -> str:
     return f"label:{event_id}"
 
 
+def assignment_key(event_id: int) -> str:
+    """The intent key of an assignment to the bot: the id of the timeline item that tells of it."""
+    return f"assignment:{event_id}"
+
+
+def mention_key(repo_id: int, issue: int) -> str:
+    """The intent key of the bot's mention in an issue's text; an issue has one."""
+    return f"mention:{repo_id}:{issue}"
+
+
+def addressed_key(repo_id: int, issue: int) -> str:
+    """The intent key of the one hint on an issue whose comments mention the bot and command nothing."""
+    return f"addressed:{repo_id}:{issue}"
+
+
 def launcher_key(repo_id: int, issue: int, attempt: int) -> str:
     """The intent key of a backlog pick."""
     return f"launch:{repo_id}:{issue}:{attempt}"
@@ -159,14 +177,64 @@ def unlabel_key(event_id: int) -> str:
     return f"unlabel:{event_id}"
 
 
+def unassign_key(event_id: int) -> str:
+    """The intent key of the end of an assignment, by the id of the item that had told of it."""
+    return f"unassign:{event_id}"
+
+
 def closed_key(repo_id: int, issue: int, at_ms: int) -> str:
     """The intent key of an issue's closing; `at_ms` is when, 0 for its deletion."""
     return f"closed:{repo_id}:{issue}:{at_ms}"
 
 
+def review_key(review_id: int) -> str:
+    """The intent key of a review that requests changes."""
+    return f"review:{review_id}"
+
+
+def check_key(head_sha: str, failures: Iterable[tuple[str, str]]) -> str:
+    """The intent key of a red commit: its head, and what is red there as (context, state)."""
+    red = "\0".join(f"{context}={state}" for context, state in sorted(failures))
+    return f"check:{head_sha}:{hashlib.sha256(red.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
 def is_forge_act(ask: Ask) -> bool:
-    """True for a cancel that follows from what the forge let somebody do (close, delete, remove the label): it needs no right of ours and no answer."""
-    return ask.key.startswith(("unlabel:", "closed:"))
+    """True for a cancel that follows from what the forge let somebody do (close, delete, remove the label, unassign the bot): no right of ours is
+    needed and no answer but the status comment's.
+    """
+    return ask.key.startswith(("unlabel:", "unassign:", "closed:"))
+
+
+def trigger_of(ask: Ask) -> str:
+    """What kind of trigger brought an Ask, as the setting `triggers` names it; "" for what no such setting governs."""
+    kind = ask.key.partition(":")[0]
+    return {"label": "label", "command": "command", "assignment": "assignment", "mention": "mention", "addressed": "mention"}.get(kind, "")
+
+
+def mentions(body: str, login: str) -> bool:
+    """Whether a text speaks to `@login`: as a whole word in any case, outside of quotes, code, links, HTML and comments; our own texts never do."""
+    text = body[:BODY_CAP].replace("\r\n", "\n").replace("\r", "\n")
+    if not login or f"@{login}".casefold() not in text.casefold() or has_marker(body):
+        return False
+    name = re.compile(rf"(?i)(?<![\w@/.+-])@{re.escape(login)}(?![\w@/+-]|\.\w)")
+    references: dict[str, object] = {}
+    quotes = 0
+    for token in _markdown().parse(text, references):
+        quotes += (token.type == "blockquote_open") - (token.type == "blockquote_close")
+        if token.type == "inline" and not quotes and name.search(_said(token.content, references)):
+            return True
+    return False
+
+
+def _said(source: str, references: dict[str, object]) -> str:
+    """The plain words of one block: what stands in code, links, HTML and commands is a blank."""
+    tokens: list[Token] = []
+    _markdown().inline.parse(source, _markdown(), references, tokens)
+    links, words = 0, []
+    for token in tokens:
+        links += (token.type == "link_open") - (token.type == "link_close")
+        words.append(token.content if token.type == "text" and not links else "\n" if token.type.endswith("break") else " ")
+    return "".join(words)
 
 
 @cache
@@ -269,7 +337,7 @@ def _shown(word: str) -> str:
 
 
 class LabelAdded(NamedTuple):
-    """Who put the trigger label on, from the timeline; `event_id` is that item's id."""
+    """Who put the trigger label on, or assigned the bot, from the timeline; `event_id` is that item's id."""
 
     event_id: int
     actor: Actor
@@ -307,7 +375,35 @@ class TextEdited:
     digest: str
 
 
-Finding: TypeAlias = Ask | PullFate | RepositoryFact | TextEdited
+@dataclass(frozen=True, slots=True)
+class PullNews:
+    """Something moved at a pull request that may be ours, found by its number, its head commit or its branch: it is worth a look.
+
+    `what` is `reviews`, `checks` or `branch` (deleted).
+    """
+
+    repo_id: RepoId
+    what: str
+    number: int = 0
+    sha: str = ""
+    branch: str = ""
+    at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reverted:
+    """A commit on the way to others says that it reverts these commits."""
+
+    repo_id: RepoId
+    shas: tuple[str, ...]
+    at_ms: int
+
+
+class NotNow(DispatchError):
+    """What was asked cannot be decided while a sprint runs; the one who asks comes again when it has ended."""
+
+
+Finding: TypeAlias = Ask | PullFate | PullNews | RepositoryFact | Reverted | TextEdited
 
 
 class Desk(Protocol):
@@ -328,8 +424,15 @@ class Desk(Protocol):
     async def label_adder(self, repo: str, number: int, label: str) -> LabelAdded | None:
         """The newest timeline item of `owner/repo` issue `number` that added `label` and is not followed by its removal; asks the forge."""
 
-    async def sprint_for_label(self, repo_id: RepoId, number: int) -> str | None:
-        """The intent key (`label:<id>`) of the issue's active sprint where a label started it, else None."""
+    @property
+    def me_login(self) -> str:
+        """The bot's own login."""
+
+    async def assigner(self, repo: str, number: int) -> LabelAdded | None:
+        """The newest timeline item of an issue that assigned the bot and is not followed by its unassignment; asks the forge."""
+
+    async def active_trigger(self, repo_id: RepoId, number: int) -> str:
+        """The intent key of what started the issue's active sprint; "" where none is active."""
 
 
 class Queue(Protocol):
@@ -346,8 +449,20 @@ class Queue(Protocol):
     ) -> SprintView | None:
         """A new sprint; None where one is active already."""
 
-    def cancel(self, sprint_id: SprintId, by: str) -> CancelResult:
-        """Stops a sprint, or tells why not."""
+    def cancel(self, sprint_id: SprintId, by: str, why: str = "") -> CancelResult:
+        """Stops a sprint, or tells why not; `why` names the act of the forge that it follows from (`bot.replies.stopped_because`)."""
+
+    def plan(self) -> Plan | None:
+        """The plan of this issue that waits for a person, else the newest one, else None."""
+
+    def end_plan(self, plan: Plan, state: PlanState, *, by: str, reason: str = "") -> bool:
+        """A plan that waits, waits no longer; False where somebody was first."""
+
+    def told_of_text(self, plan: Plan, digest: str) -> None:
+        """People were told that the issue's text is another one than the plan's; that very text may be approved now."""
+
+    def plans(self, limit: int) -> Sequence[tuple[Plan, str]]:
+        """(plan, the issue's title) of plans that wait for a person, in the whole fleet, the one that ends first in front."""
 
     def position(self, sprint_id: SprintId) -> Position | None:
         """Its place in line; None where it does not wait."""
@@ -368,13 +483,13 @@ class Queue(Protocol):
         """The last things a sprint did, oldest first; secrets were taken out before they were stored."""
 
     def pauses(self) -> Sequence[Pause]:
-        """Every pause of the fleet and of any repository that holds now, the fleet's first."""
+        """Every pause of the fleet, of any repository and of a provider that holds now, the fleet's first, and then the open breakers."""
 
-    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str) -> Pause:
-        """Pauses the fleet or this repository, in the place of an earlier pause of the same."""
+    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str, provider: str = "") -> Pause:
+        """Pauses the fleet, this repository or a provider, in the place of an earlier pause of the same."""
 
-    def resume(self, scope: PauseScope) -> Pause | None:
-        """Ends a pause; returns it, or None where none held."""
+    def resume(self, scope: PauseScope, *, provider: str = "") -> Pause | None:
+        """Ends a pause, and closes the breaker of the same; returns what held, or None where nothing did."""
 
     def skipped(self) -> Skip | None:
         """The entry of this issue on the skip list."""
@@ -385,11 +500,23 @@ class Queue(Protocol):
     def unskip(self) -> Skip | None:
         """Takes this issue off the skip list; returns the entry, or None where there was none."""
 
+    def open_pulls(self) -> int:
+        """Open pull requests of the bot in this repository."""
+
+    def spent_usd(self, since_ms: int) -> float:
+        """Money that all sprints of the fleet have used since then."""
+
     def snapshot(self) -> FleetSnapshot:
         """The fleet as the store knows it at this moment."""
 
     def load(self) -> Sequence[RepositoryLoad]:
         """What each repository has in flight and queued, the busiest first."""
+
+    def watchdog(self) -> Sequence[ProbeState]:
+        """The watchdog's probes as they stand."""
+
+    def wish_probes(self, names: Sequence[str]) -> None:
+        """Asks for these probes to run at once and to act on what they find."""
 
     def figures(self, *, since_ms: int, until_ms: int) -> Figures:
         """What happened in a window of time, in this repository; in the whole fleet where the Ask names none."""
@@ -430,9 +557,10 @@ class Context:
 class Command:
     """One verb. `run` is synchronous, because it runs inside the one write transaction; `summary` defaults to the first line of its docstring.
 
-    `usage` and every example start with `/dispatch VERB` and must parse; `pulls` says whether it may be used on a pull request; `hidden` leaves
-    it out of the help. `wants` are the facts it cannot do without: one that wants none works on the terminal while the forge is down. `of_issue`
-    is False for one that is about a repository or the fleet: the terminal need not name an issue.
+    `usage` and every example start with `/dispatch VERB` and must parse; `pulls` says whether it may be used on a person's pull request (on one of
+    ours it is about the issue); `hidden` leaves it out of the help. `wants` are the facts it cannot do without: one that wants none works on the
+    terminal while the forge is down. `likes` are facts it tells more with, where the forge answers. `of_issue` is False for one that is about a
+    repository or the fleet: the terminal need not name an issue.
     """
 
     run: Callable[[Context], Verdict]
@@ -443,6 +571,7 @@ class Command:
     pulls: bool = True
     hidden: bool = False
     wants: frozenset[Fact] = frozenset()
+    likes: frozenset[Fact] = frozenset()
     of_issue: bool = True
 
     def __post_init__(self) -> None:
@@ -469,6 +598,9 @@ def denied(reason: str, name: str, **data: object) -> Verdict:
 def decide(context: Context) -> Verdict:
     """The answer to an Ask whose person the gate has let in: what stands against it whatever the verb, else what the command says."""
     ask, facts = context.ask, context.facts
+    off = unheard(ask, context.settings, context.repository)
+    if off is not None:
+        return off
     if ask.error:
         return invalid("grammar", "not_understood", text=ask.text, problem=ask.error, suggestion=ask.suggestion)
     command = context.commands.get(ask.verb)
@@ -485,6 +617,14 @@ def decide(context: Context) -> Verdict:
         return command.run(context)
     except UserError as error:
         return invalid("options", "not_understood", text=ask.text, problem=str(error), suggestion="")
+
+
+def unheard(ask: Ask, settings: Settings, repository: RepositorySettings) -> Verdict | None:
+    """What is no trigger here starts nothing and is not answered. A comment is heard all the same; only its verbs that start something refuse."""
+    trigger = trigger_of(ask)
+    if trigger in ("", "command") or trigger in settings.triggers_of(repository):
+        return None
+    return Verdict("invalid", f"the {trigger} is no trigger here", Reply())
 
 
 def is_old(ask: Ask, *, now_ms: int, settings: Settings) -> bool:

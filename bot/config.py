@@ -210,6 +210,8 @@ def _path_keys(document: Document) -> Iterator[tuple[Any, Any]]:
         (document.get("forge"), "ca_file"),
         (document.get("pages"), "token_file"),
         (document.get("alerts"), "token_file"),
+        (document.get("collector"), "folder"),
+        (document.get("watchdog"), "hermes_home"),
     ]
     for index in range(document.count("providers")):
         entry = document.get("providers", index)

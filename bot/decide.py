@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import structlog
 
-from bot import chatops, guard
+from bot import chatops, feedback, guard
 from bot.authorise import Allowed, Denied, Gate, NotYet
 from bot.chatops import Command, Context, Fact, TextEdited
 from bot.config import RepositorySettings, Settings
@@ -26,6 +26,7 @@ from bot.models import (
     IssueRef,
     OpenPull,
     Permission,
+    PullFacts,
     Reaction,
     Reply,
     RepoId,
@@ -34,6 +35,7 @@ from bot.models import (
     Verdict,
     text_hash,
 )
+from bot.repo_config import narrow
 from bot.repositories import Repositories
 from bot.store import Store, intents, sprints
 from bot.store.issue_queue import IssueQueue
@@ -136,15 +138,17 @@ class Decider:
         if await self._store.read(lambda conn: intents.get(conn, ask.key)) is not None:
             return None
         ask = replace(ask, issue=IssueRef.of(self._repositories.name_of(ask.repo_id, ask.issue.full_name), ask.issue.number))
+        settings = self._settings
         try:
-            verdict_or_context = await self._prepare(ask, repository)
+            settings, repository = await self._narrowed(ask, repository)
+            ask, verdict_or_context = await self._prepare(ask, settings, repository)
         except AskAgain:
             if not give_up:
                 raise
             verdict_or_context = Verdict(
                 "error", "the forge could not be asked for a day", Reply("forge_silent", {"hours": NOT_YET_HOURS}, Reaction.CONFUSED)
             )
-        verdict = await self._store.write(lambda conn: write(conn, ask, repository, verdict_or_context, self._settings, self._now_ms()))
+        verdict = await self._store.write(lambda conn: write(conn, ask, repository, verdict_or_context, settings, self._now_ms()))
         if verdict is None:
             return None
         self._failpoint("inbox.decided")
@@ -162,36 +166,62 @@ class Decider:
         if sprint is not None and sprint.intent_key == ask.key:
             self._observe(SprintEvent(EventKind.ENQUEUED, sprint.id, sprint.queued_ms, {"source": sprint.source}))
 
-    async def _prepare(self, ask: Ask, repository: RepositorySettings) -> Verdict | Context:
-        """Everything the decision needs from the forge, asked before the transaction opens."""
+    async def _narrowed(self, ask: Ask, repository: RepositorySettings) -> tuple[Settings, RepositorySettings]:
+        """The settings as the repository's own file narrows them."""
+        if chatops.is_forge_act(ask):
+            return self._settings, repository
+        try:
+            config = await self._repositories.config(ask.repo_id)
+        except ForgeError as error:
+            if ask.actor.is_terminal:
+                return self._settings, repository
+            raise AskAgain(str(error)) from error
+        return narrow(self._settings, repository, config)
+
+    async def _prepare(self, ask: Ask, settings: Settings, repository: RepositorySettings) -> tuple[Ask, Verdict | Context]:
+        """Everything the decision needs from the forge, asked before the transaction opens; on a pull request of ours the Ask is one about its issue."""
+        off = chatops.unheard(ask, settings, repository)
+        if off is not None:
+            return ask, off
         command = None if ask.error else self._commands.get(ask.verb)
         needs = Permission.READ if command is None else chatops.needed(command, ask.verb, repository)
-        wants: frozenset[Fact] = frozenset() if command is None else command.wants
+        wants: frozenset[Fact] = frozenset() if command is None else command.wants | command.likes
         judgement, facts = await asyncio.gather(self._gate.judge(ask, needs), self._facts(ask))
         if isinstance(judgement, NotYet):
             raise AskAgain(judgement.reason)
         if judgement.operator_error:
             log.warning("authorise.operator_error", error=judgement.operator_error, issue=str(ask.issue))
+        if isinstance(facts, IssueFacts) and facts.pull is not None:
+            ask, facts = await self._of_the_issue(ask, facts.pull)
         if isinstance(judgement, Denied):
-            return Verdict("denied", judgement.reason, judgement.reply)
+            return ask, Verdict("denied", judgement.reason, judgement.reply)
         if isinstance(facts, IssueFacts):
             facts = await self._told(ask, self._wanted(ask, facts, wants))
         if isinstance(facts, Verdict):
-            return facts
+            return ask, facts
         author = Permission.NONE
         if facts is not None and Fact.AUTHOR in wants and self._author_matters(ask, facts):
             author = await self._author_level(ask, facts)
-        return Context(
+        return ask, Context(
             ask=ask,
             facts=facts,
             permission=judgement.permission,
             queue=_NoQueue(),
-            settings=self._settings,
+            settings=settings,
             repository=repository,
             now_ms=self._now_ms(),
             commands=self._commands,
             author_permission=author,
         )
+
+    async def _of_the_issue(self, ask: Ask, pull: PullFacts) -> tuple[Ask, IssueFacts | Verdict | None]:
+        """The same wish, about the issue of our pull request, and that issue; the delivery showed the pull request's text, not the issue's."""
+        issue = IssueRef.of(ask.issue.full_name, pull.issue)
+        about = replace(ask, issue=issue, pull=pull.number, delivered_hash="")
+        facts = await self._facts(about)
+        if isinstance(facts, Verdict) and facts.result == "error" and not facts.reply.reaction:
+            return about, replace(facts, reply=Reply("issue_gone", {"issue": pull.issue}, Reaction.CONFUSED))
+        return about, replace(facts, pull=pull) if isinstance(facts, IssueFacts) else facts
 
     def _author_matters(self, ask: Ask, facts: IssueFacts) -> bool:
         if ask.actor.is_terminal or facts.author_id == ask.actor.id:
@@ -270,11 +300,12 @@ class Decider:
 
     async def _read_issue(self, repo_id: int, ref: IssueRef) -> IssueFacts:
         issue, record = await asyncio.gather(self._forge.issue(ref.full_name, ref.number), self._repositories.record(repo_id))
-        branch = ""
+        branch, ours = "", None
         if issue.get("pull_request") is not None:
             pull = await self._forge.pull(ref.full_name, ref.number)
             head = pull.get("head") or {}
             branch = str(head.get("label") or "") if head.get("repo_id") == repo_id else ""
+            ours = feedback.pull_facts(pull, repo_id=repo_id, me_id=int((await self._forge.me())["id"]))
         author = issue.get("user") or {}
         return IssueFacts(
             title=str(issue.get("title") or ""),
@@ -286,6 +317,7 @@ class Decider:
             labels=tuple(str(label["name"]) for label in issue.get("labels") or ()),
             head_branch=branch,
             archived=bool(record.get("archived")),
+            pull=ours,
         )
 
 

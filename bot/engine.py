@@ -43,6 +43,7 @@ class Stages(Protocol):
 
 
 Scheduled = Callable[[], Awaitable[None]]
+Fired = Callable[[str, int], Awaitable[None]]
 
 
 class UnsafePayload(Exception):
@@ -73,8 +74,20 @@ class _Wakeable(threading.Event):
 class Engine:
     """DBOS in this process. One at a time; `launch` on the event loop's own thread, after the lease is written, before anything listens."""
 
-    def __init__(self, url: str, *, executor_id: str, stages: Stages, slots: int, poll_seconds: float, fast_shutdown: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        executor_id: str,
+        stages: Stages,
+        slots: int,
+        poll_seconds: float,
+        fast_shutdown: bool = False,
+        fired: Fired | None = None,
+    ) -> None:
+        """`fired(name, due)` is told of every fire of a schedule before it runs, with the moment it was due (Unix ms)."""
         self._url = url
+        self._fired = fired
         self._executor_id = executor_id
         self._stages = stages
         self._slots = slots
@@ -89,6 +102,11 @@ class Engine:
     def schedule(self, name: str, cron: str, fn: Scheduled) -> None:
         """Runs `fn` by a six-field cron line in UTC, in one process of the fleet a tick; before `launch`."""
         self._scheduled[name] = (cron, fn)
+
+    @property
+    def schedules(self) -> dict[str, str]:
+        """Name -> cron line."""
+        return {name: cron for name, (cron, _) in self._scheduled.items()}
 
     async def launch(self) -> None:
         """Registers the workflows and begins to take work."""
@@ -165,7 +183,7 @@ class Engine:
 
         self._ticks: dict[str, Any] = {}
         for name, (_, fn) in self._scheduled.items():
-            self._ticks[name] = _tick(name, fn)
+            self._ticks[name] = _tick(name, fn, self._fired)
 
     def enqueue(self, conn: Connection, sprint_id: str, k: int, *, priority: int) -> None:
         """Puts an admitted sprint into the queue, inside the transaction that admits it."""
@@ -238,15 +256,19 @@ class Engine:
                 deleted += len(done)
         return deleted
 
+    async def pause(self) -> None:
+        """Takes nothing more from the queue; what runs goes on."""
+        if self._worker is not None:
+            self._wake.set()
+            await asyncio.to_thread(self._worker.join, WORKER_END_SECONDS)
+            self._worker = None
+
     async def close(self) -> None:
         """Stops taking work and lets go; running rows stay PENDING and are taken over."""
         if self._client is not None:
             self._client.destroy()
             self._client = None
-        if self._worker is not None:
-            self._wake.set()
-            await asyncio.to_thread(self._worker.join, WORKER_END_SECONDS)
-            self._worker = None
+        await self.pause()
         await asyncio.to_thread(DBOS.destroy, destroy_registry=True)
         _own_default_executor()
 
@@ -267,8 +289,10 @@ def parse_workflow_id(text: str) -> tuple[str, int]:
     return sprint_id, int(k)
 
 
-def _tick(name: str, fn: Scheduled) -> Any:
-    async def run() -> Json:
+def _tick(name: str, fn: Scheduled, fired: Fired | None) -> Any:
+    async def run(due_ms: int) -> Json:
+        if fired is not None:
+            await fired(name, due_ms)
         await fn()
         return {}
 
@@ -276,7 +300,7 @@ def _tick(name: str, fn: Scheduled) -> Any:
     once = DBOS.step(name=f"{name}.run")(run)
 
     async def tick(at: datetime, context: Any) -> None:  # noqa: ARG001 - the engine's signature for schedules
-        await once()
+        await once(int(at.timestamp() * 1000))
 
     tick.__qualname__ = tick.__name__ = name
     return DBOS.workflow(name=name)(tick)

@@ -85,6 +85,17 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
+class Downtime:
+    """The outages of one provider entry in the window: how many, how long together and at most (ms), and why the last one came."""
+
+    name: str
+    count: int
+    total_ms: int
+    longest_ms: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A slice of the window: sprints that ended in a pull request, all other ends, and what was spent (USD) on those that ended."""
 
@@ -98,11 +109,12 @@ class Bucket:
 class Figures:
     """What happened from `since_ms` until before `until_ms`. `repo` is "" for the whole fleet.
 
-    `asked` counts sprints that were queued, by source; `outcomes` those that settled; `opened`, `merged` and `closed` our pull requests by when that
-    happened (closed: without a merge). `to_pull` is the time from trigger to pull request of those opened, `queue_wait` from trigger to start of those
+    `asked` counts sprints that were queued, by source; `outcomes` those that settled; `opened`, `merged`, `closed` and `reverted` our pull requests by when
+    that happened (closed: without a merge). `to_pull` is the time from trigger to pull request of those opened, `queue_wait` from trigger to start of those
     started. `usd`, `tokens` and `steps` belong to the settled sprints; `calls`, `failed_calls` and `calls_usd` are the model calls made in the window,
     reserves included. `waits` counts decisions that a sprint must wait, by reason; `crashes` workers' deaths under sprints that settled, `requeues` how
-    often those went back to the queue. `acts` counts what the watchdog and the breaker decided. `running` and `queued` are as of now.
+    often those went back to the queue. `acts` counts what the watchdog and the breaker decided. `outages` are the providers down now, `downtimes` the
+    time in the window in which one was. `running` and `queued` are as of now.
     """
 
     since_ms: int
@@ -115,6 +127,7 @@ class Figures:
     opened: int = 0
     merged: int = 0
     closed: int = 0
+    reverted: int = 0
     to_pull: Spread = field(default_factory=Spread)
     queue_wait: Spread = field(default_factory=Spread)
     steps: int = 0
@@ -130,6 +143,7 @@ class Figures:
     stalled: int = 0
     acts: Mapping[str, int] = field(default_factory=dict)
     outages: tuple[Outage, ...] = ()
+    downtimes: tuple[Downtime, ...] = ()
     commands: Mapping[str, int] = field(default_factory=dict)
     deliveries: Mapping[str, int] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()

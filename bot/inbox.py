@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable
 import structlog
 from sqlalchemy.engine import Connection
 
-from bot.chatops import Finding, PullFate, RepositoryFact, TextEdited
+from bot.chatops import Finding, PullFate, PullNews, RepositoryFact, Reverted, TextEdited
 from bot.decide import AskAgain, Decider
 from bot.failpoints import Failpoints
 from bot.gitea.errors import ForgeError, may_recover
 from bot.gitea.routing import Router, handler_name
 from bot.gitea.sansio import Event
-from bot.models import Ask
+from bot.models import Ask, EventKind, SprintEvent, SprintId
 from bot.repositories import Repositories
-from bot.store import Store, deliveries, outbox, pulls
+from bot.store import Store, deliveries, intents, outbox, pulls, sprints
 
 log = structlog.get_logger()
 
@@ -43,7 +43,11 @@ class Inbox:
         handler_ran: Callable[[str, float], None],
         failpoint: Failpoints,
         now_ms: Callable[[], int],
+        observe: Callable[[SprintEvent], None] = lambda _event: None,
+        settle_ms: int = 0,
     ) -> None:
+        self._observe = observe
+        self._settle_ms = settle_ms
         self._store = store
         self._router = router
         self._decider = decider
@@ -184,11 +188,10 @@ class Inbox:
 
     async def take_in(self, finding: Finding, *, give_up: bool = False) -> None:
         """One finding of a handler or of reconciliation into rows."""
-        if isinstance(finding, PullFate):
-            fate, now = finding, self._now_ms()
-            await self._store.write(
-                lambda conn: pulls.fate(conn, fate.repo_id, fate.number, state=fate.state, at_ms=fate.at_ms, now_ms=now)
-            )
+        if isinstance(finding, PullFate | PullNews | Reverted):
+            now = self._now_ms()
+            for event in await self._store.write(lambda conn: _pull_moved(conn, finding, settle_ms=self._settle_ms, now_ms=now)):
+                self._observe(event)
             self._kick_projector()
         elif isinstance(finding, RepositoryFact):
             if not finding.deleted:
@@ -197,6 +200,49 @@ class Inbox:
             await self._decider.text_edited(finding)
         else:
             await self._decider.decide(finding, give_up=give_up)
+
+
+def _pull_moved(conn: Connection, finding: PullFate | PullNews | Reverted, *, settle_ms: int, now_ms: int) -> list[SprintEvent]:
+    """News of a pull request into rows, if it is one of ours; the events of what became of it."""
+    repo_id = finding.repo_id
+    if isinstance(finding, Reverted):
+        numbers = pulls.reverted(conn, repo_id, finding.shas, at_ms=finding.at_ms, now_ms=now_ms)
+        for number in numbers:
+            _tell(conn, repo_id, number, f"pull request #{number} was reverted", now_ms)
+        return [_fate_event(conn, repo_id, number, pulls.REVERTED, now_ms) for number in numbers]
+    if isinstance(finding, PullFate):
+        fate = finding
+        if not pulls.fate(conn, repo_id, fate.number, state=fate.state, at_ms=fate.at_ms, now_ms=now_ms, merged_sha=fate.merged_sha):
+            return []
+        became = {pulls.MERGED: "merged", pulls.CLOSED: "closed without being merged"}.get(fate.state, "opened again")
+        _tell(conn, repo_id, fate.number, f"pull request #{fate.number} was {became}", now_ms)
+        event = {pulls.MERGED: "merged", pulls.CLOSED: "closed_unmerged"}.get(fate.state)
+        return [_fate_event(conn, repo_id, fate.number, event, now_ms)] if event else []
+    if finding.what == "branch":
+        for number in pulls.branch_deleted(conn, repo_id, finding.branch, at_ms=finding.at_ms, now_ms=now_ms):
+            _tell(conn, repo_id, number, f"the branch of pull request #{number} was deleted", now_ms)
+        return []
+    numbers = sprints.open_pulls_at(conn, repo_id, finding.sha) if finding.sha else [finding.number]
+    for number in numbers:
+        if finding.sha or sprints.is_open_pull(conn, repo_id, number):
+            due_ms = now_ms + (settle_ms if finding.what == "checks" else 0)
+            pulls.news(conn, repo_id, number, finding.what, due_ms=due_ms, now_ms=now_ms)
+    return []
+
+
+def _tell(conn: Connection, repo_id: int, number: int, what: str, now_ms: int) -> None:
+    """What became of a pull request is told in its issue's trail."""
+    newest = sprints.newest_of_pull(conn, repo_id, number)
+    view = sprints.get(conn, newest) if newest else None
+    if view is not None:
+        issue = view.issue.number
+        intents.decide(conn, repo_id=repo_id, issue=issue, kind="pull", result="ok", reason=what, sprint_id=view.id, now_ms=now_ms)
+
+
+def _fate_event(conn: Connection, repo_id: int, number: int, event: str, now_ms: int) -> SprintEvent:
+    newest = sprints.newest_of_pull(conn, repo_id, number) or ""
+    data = {"event": event, "number": number, "model": pulls.model_of(conn, repo_id, number)}
+    return SprintEvent(EventKind.PULL_REQUEST, SprintId(newest), now_ms, data)
 
 
 async def _findings(result: Awaitable[object]) -> list[Finding]:

@@ -14,7 +14,8 @@ from bot.config import Settings
 from bot.engine import Engine, parse_workflow_id, workflow_id
 from bot.failpoints import Failpoints
 from bot.models import EventKind, FailureReason, Outcome, OutcomeKind, SprintEvent, SprintId, Stop, WaitingReason
-from bot.store import Store, intents, pauses, sprints, steps, workers
+from bot.repositories import open_pr_caps
+from bot.store import Store, breakers, cursors, intents, pauses, plans, sprints, steps, workers
 
 log = structlog.get_logger()
 
@@ -24,7 +25,7 @@ FAR_PLACES = 50
 FAR_SECONDS = 600.0
 AGE_SECONDS = 60.0
 DAY_MS = 86_400_000
-HELD = (WaitingReason.PAUSED, WaitingReason.BUDGET, WaitingReason.OPEN_PRS)
+HELD = (WaitingReason.PAUSED, WaitingReason.QUIET_HOURS, WaitingReason.BUDGET, WaitingReason.OPEN_PRS)
 DEAD = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "SUCCESS"})
 
 
@@ -43,6 +44,7 @@ class Leader:
         repo_ids: Callable[[], dict[int, str]],
         failpoint: Failpoints,
         now_ms: Callable[[], int],
+        providers: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -53,6 +55,7 @@ class Leader:
         self._repo_ids = repo_ids
         self._failpoint = failpoint
         self._now_ms = now_ms
+        self._providers = providers
         self._event = asyncio.Event()
         self._places: dict[str, int] = {}
         self._held: dict[int, WaitingReason] | None = None
@@ -87,6 +90,7 @@ class Leader:
             await self._store.write(self._age)
         if self._due("sweep", self._settings.timing.beat_seconds):
             await self._sweep()
+            await self._let_plans_go()
         await self._show_places()
 
     def _due(self, name: str, seconds: float) -> bool:
@@ -104,11 +108,16 @@ class Leader:
         if not self._store.lead(conn, "admission"):
             return False
         now = self._now_ms()
-        heads = [admission.Head(*row[:6]) for row in sprints.heads(conn, now)]
+        rows = {row[0]: row for row in (*sprints.heads(conn, now), *sprints.follow_ups_due(conn, now))}
+        heads = [admission.Head(row.id, row.repo_id, row.repo, row.issue, row.priority, row.queued_ms, row.pr) for row in rows.values()]
         if not heads:
             return False
         admitted = False
-        answers = admission.decide(heads, sprints.in_flight(conn), self._policy(conn, now))
+        policy = self._policy(conn, now)
+        answers = admission.decide(heads, sprints.in_flight(conn), policy)
+        if _forge_away(conn, now):
+            # What is admitted now would only come back.
+            answers = [_without_forge(answer) for answer in answers]
         self._hold(conn, answers, now)
         for answer in answers:
             if isinstance(answer, admission.Wait):
@@ -117,6 +126,8 @@ class Leader:
             k = sprints.admit(conn, answer.head.id, now)
             if k is None:
                 continue
+            for breaker in admission.breakers_of(answer.head.repo_id, policy.breakers):
+                breakers.take_probe(conn, breaker, answer.head.id, answer.head.issue, answer.head.repo_id, now)
             self._failpoint("admit.before_commit")
             self._engine.enqueue(conn, answer.head.id, k, priority=answer.head.priority)
             intents.decide(
@@ -170,11 +181,14 @@ class Leader:
         names = {name.casefold(): repo_id for repo_id, name in self._repo_ids().items()}
         caps: dict[int, int] = {}
         pr_caps: dict[int, int] = {}
+        own_caps = open_pr_caps(conn)
         for repository in self._settings.repositories:
             repo_id = names.get(repository.name.casefold())
             if repo_id is not None:
                 caps[repo_id] = min(repository.max_running, self._settings.queue.max_per_repository)
-                pr_caps[repo_id] = repository.max_open_prs
+                # 0 means that there is no limit; of two limits the lower one counts.
+                limits = [limit for limit in (repository.max_open_prs, own_caps.get(repo_id, 0)) if limit]
+                pr_caps[repo_id] = min(limits, default=0)
         budget = self._settings.queue.usd_per_day
         return admission.Policy(
             capacity=sum(worker.capacity for worker in live),
@@ -184,9 +198,18 @@ class Leader:
             pr_caps=pr_caps,
             open_prs=sprints.open_prs(conn) if any(pr_caps.values()) else {},
             pauses=pauses.current(conn, now),
+            providers=tuple(self._providers()),
+            breakers=breakers.opened(conn),
+            now_ms=now,
             budget_usd=budget,
             spent_usd=steps.spent_since(conn, now - DAY_MS) if budget else 0.0,
         )
+
+    async def _let_plans_go(self) -> None:
+        """Plans on which nobody decided in time."""
+        if await self._store.read(lambda conn: plans.is_due(conn, self._now_ms())):
+            await self._store.write(lambda conn: plans.expire(conn, self._now_ms()))
+            self._kick_projector()
 
     async def _sweep(self) -> None:
         settled = await self._store.write(self._sweep_orphans)
@@ -260,3 +283,13 @@ class Leader:
             self._kick_projector()
         known = {} if far else {sprint: place for sprint, place in self._places.items() if place > SHOWN_PLACES}
         self._places = {**known, **places}
+
+
+def _forge_away(conn: Connection, now_ms: int) -> bool:
+    """Whether the watchdog, which was told to, holds everything back until the forge answers."""
+    held = cursors.get(conn, cursors.FORGE_HOLD)
+    return held is not None and int(held["until_ms"]) > now_ms
+
+
+def _without_forge(answer: admission.Admit | admission.Wait) -> admission.Admit | admission.Wait:
+    return answer if isinstance(answer, admission.Wait) else admission.Wait(answer.head, WaitingReason.FORGE, "")

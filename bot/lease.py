@@ -1,10 +1,13 @@
-"""The life of a process that runs sprints: a locked slot, a lease beaten from a thread of its own, the leader's reaper, the fence."""
+"""The life of a process that runs sprints: a locked slot, a lease beaten from a thread of its own, who leads, the reaper, the fence."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,11 +17,13 @@ from pathlib import Path
 from sqlalchemy.engine import Connection
 
 from bot.models import DispatchError
-from bot.store import Store, sprints, workers
+from bot.store import Store, cursors, sprints, workers
 
 MAX_SLOTS = 64
 HELD_POLL = 0.2
 STOP_SECONDS = 3.0
+SERVES = b"serve"
+LEADER = "leader"
 
 
 class Fenced(DispatchError):
@@ -32,6 +37,9 @@ class NoSlot(DispatchError):
 class Lease:
     """Slot lock, lease row and beat of one process start.
 
+    One process keeps each state folder (`keeper`, by a lock in it), and one keeper leads the fleet (`leader`): on SQLite it is the same, on PostgreSQL the
+    keepers of all hosts agree by a row, which names the leader as long as its lease is good. A process that hears of the forge (`serves`) goes before
+    one that does not: what only the former does (reconciliation) would else be done by nobody.
     `held()` is the fence: true while the last successful beat is younger than timeout - 2 beats, by CLOCK_BOOTTIME (suspend counts).
     `on_reaped` is called from the beat thread when we were declared dead; `on_dead(ids)` in the leader with executors whose work must be taken over.
     """
@@ -51,12 +59,15 @@ class Lease:
         pending_owners: Callable[[Connection], list[str]],
         on_reaped: Callable[[], None],
         on_dead: Callable[[list[str]], None],
+        serves: bool = True,
     ) -> None:
         self.executor_id = executor_id
         self.node_id = node_id
         self.timeout_ms = int(timeout * 1000)
         self.slot = -1
         self.leader = False
+        self.keeper = False
+        self._serves = serves
         self._store = store
         self._state_dir = state_dir
         self._host = host
@@ -106,7 +117,10 @@ class Lease:
         return dead
 
     def start(self) -> None:
-        """Beats from now on."""
+        """Beats from now on, and lets the processes that hear of nothing step back."""
+        os.ftruncate(self._slot_fd, 0)
+        if self._serves:
+            os.pwrite(self._slot_fd, SERVES, 0)
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
@@ -126,11 +140,17 @@ class Lease:
     def leave(self) -> None:
         """Ends the beat, deletes the lease, frees the slot."""
         self.stop()
-        self._store.write_sync(lambda conn: workers.leave(conn, self.executor_id))
+        self._store.write_sync(self._gone)
         for fd in (self._slot_fd, self._leader_fd):
             if fd >= 0:
                 os.close(fd)
         self._slot_fd = self._leader_fd = -1
+        self.leader = self.keeper = False
+
+    def _gone(self, conn: Connection) -> None:
+        if (cursors.get(conn, LEADER) or {}).get("executor") == self.executor_id:
+            cursors.delete(conn, LEADER)
+        workers.leave(conn, self.executor_id)
 
     def stop(self) -> None:
         """Ends the beat thread."""
@@ -158,24 +178,67 @@ class Lease:
                 continue
 
     def _try_lead(self) -> None:
-        if self._leader_fd < 0:
+        if not self._serves and self._served():
+            if self._leader_fd >= 0:
+                os.close(self._leader_fd)
+                self._leader_fd = -1
+        elif self._leader_fd < 0:
             fd = _try_lock(self._state_dir / "leader.lock")
             if fd is not None:
                 self._leader_fd = fd
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, self.executor_id.encode(), 0)
-        self.leader = self._leader_fd >= 0 or self._stands_in()
+        self.keeper = self._leader_fd >= 0 or self._stands_in()
+        self.leader = self.keeper and (self._store.sqlite or self._elected())
+
+    def _served(self) -> bool:
+        """Whether a process that hears of the forge lives in this state folder: it holds its slot, and its lease is good."""
+        for slot in range(MAX_SLOTS):
+            path = self._state_dir / f"slot-{slot}.lock"
+            if slot == self.slot or not path.exists() or path.read_bytes() != SERVES:
+                continue
+            fd = _try_lock(path)
+            if fd is not None:
+                os.ftruncate(fd, 0)
+                os.close(fd)
+            elif any((one.node_id, one.slot) == (self.node_id, slot) for one in self._store.read_sync(self._live)):
+                return True
+        return False
+
+    def _live(self, conn: Connection) -> list[workers.Worker]:
+        return workers.live(conn, self.timeout_ms)
+
+    def _elected(self) -> bool:
+        """Whether the row that names the leader of all hosts names us; it may, while the one it names is dead or gives way."""
+        told = self._store.read_sync(self._told)
+        return self._store.write_sync(self._elect) if told is None else told
+
+    def _told(self, conn: Connection) -> bool | None:
+        """Us, another, or nobody who counts."""
+        named = cursors.get(conn, LEADER) or {}
+        if named.get("executor") == self.executor_id:
+            return True
+        lives = any(one.executor_id == named.get("executor") for one in self._live(conn))
+        return False if lives and (named.get("serves") or not self._serves) else None
+
+    def _elect(self, conn: Connection) -> bool:
+        if not self._store.lead(conn, LEADER):
+            return False
+        told = self._told(conn)
+        if told is None:
+            cursors.put(conn, LEADER, {"executor": self.executor_id, "serves": self._serves})
+        return told is not False
 
     def _stands_in(self) -> bool:
         """Whoever holds the leader's lock and is stopped lets nobody have it: while its lease is not good, those whose lease is act in its place."""
         if _boottime() - self._good_since < self._timeout:
             return False
         holder = (self._state_dir / "leader.lock").read_text(encoding="ascii")
-        return all(worker.executor_id != holder for worker in self._store.read_sync(lambda conn: workers.live(conn, self.timeout_ms)))
+        return all(worker.executor_id != holder for worker in self._store.read_sync(self._live))
 
     def _lead(self) -> None:
         self._try_lead()
-        if not self.leader:
+        if not self.keeper:
             return
         dead = self._free_slots() | set(self.left_behind())
         if _boottime() - self._good_since >= self._timeout:
@@ -216,10 +279,25 @@ class Lease:
 
     def _stale(self) -> set[str]:
         def read(conn: Connection) -> set[str]:
-            live = {worker.executor_id for worker in workers.live(conn, self.timeout_ms)}
+            live = {worker.executor_id for worker in self._live(conn)}
             return self._owning(conn) - live - {self.executor_id}
 
         return self._store.read_sync(read)
+
+
+def node_name(state_dir: Path) -> str:
+    """A name of this state folder that outlives restarts and host names; of several that begin at once one names it."""
+    path = state_dir / "node"
+    if not path.exists():
+        descriptor, draft = tempfile.mkstemp(prefix=".node.", dir=state_dir)
+        try:
+            os.write(descriptor, secrets.token_hex(4).encode() + b"\n")
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            os.close(descriptor)
+            Path(draft).unlink()
+    return path.read_text(encoding="ascii").strip()
 
 
 def _reap(conn: Connection, executors: Iterable[str]) -> None:

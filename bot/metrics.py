@@ -28,8 +28,21 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from bot.models import EventKind, FailureReason, Json, OutcomeKind, Source, SprintEvent, SprintState, Stop, WaitingReason
-from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, StoreReader, WorkerState
+from bot.models import EventKind, FailureReason, Json, OutcomeKind, PauseScope, Source, SprintEvent, SprintState, Stop, WaitingReason
+from bot.snapshot import (
+    Collected,
+    Fault,
+    FleetSnapshot,
+    Health,
+    HealthVerdict,
+    PaneState,
+    Place,
+    ProbeState,
+    ProbeVerdict,
+    Sampled,
+    StoreReader,
+    WorkerState,
+)
 
 PREFIX = "dispatch_"
 OTHER = "other"
@@ -77,6 +90,7 @@ LLM_RESULTS = (
 TOOLS = ("run_command", "read_file", "write_file", "edit_file", "list_files", "search", "gitea", "finish")
 CODES = ("2xx", "3xx", "4xx", "401", "404", "409", "429", "5xx", "timeout", "connection", "cancelled")
 OUTBOX_KINDS = ("status", "reply", "label", "reaction", "alert")
+MODEL_PROBE = "model"
 WAITING = "waiting"
 LIVE_STATES = tuple(state for state in SprintState if state is not SprintState.SETTLED)
 
@@ -105,6 +119,8 @@ class Vocabulary:
     chain: tuple[tuple[str, str], ...] = ()
     endpoints: tuple[str, ...] = ()
     logins: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -379,7 +395,19 @@ class Metrics:
         self._sandbox_ok = self._late(
             "sandbox_probe_ok", "1 if the last live probes of the sandbox passed, 0 if not; absent before the first."
         )
-        self._stored = [Described(PREFIX + name, "gauge", text, labels, stored=True) for name, (text, labels) in _stored(provider).items()]
+        probe = Label("probe", words.probes, "the files of `bot/fleet/probes/`")
+        profile = Label("agent", words.profiles, "of the watchdog: the Hermes profiles of `watchdog.expect`")
+        self._watchdog_acts = self._counter(
+            "watchdog_actions_total", "What the watchdog did about what it found.", probe, Label("result", ("ok", "error"))
+        )
+        self._watchdog_fixes = self._counter(
+            "watchdog_fixes_total", "Repairs of a profile's model that were tried.", profile, Label("result", ("ok", "error"))
+        )
+        stored = _stored(provider, probe=probe, profile=profile)
+        self._uncollected = self._counter(
+            "collector_errors_total", "Sources that the collector missed.", Label("collector", tuple(Sampled))
+        )
+        self._stored = [Described(PREFIX + name, "gauge", text, labels, stored=True) for name, (text, labels) in stored.items()]
         self._described += self._stored
 
         self._zero(self._overflow_child, sorted({(label.name,) for row in self._described for label in row.labels}))
@@ -395,6 +423,9 @@ class Metrics:
         self._zero(self._outbox_failures.at, product(OUTBOX_KINDS))
         self._zero(self._refreshes.at, product(words.logins, ("ok", "error")))
         self._zero(self._notifications.at, product(("firing", "resolved"), ("ok", "error")))
+        self._zero(self._uncollected.at, product(Sampled))
+        self._zero(self._watchdog_acts.at, product(words.probes, ("ok", "error")))
+        self._zero(self._watchdog_fixes.at, product(words.profiles, ("ok", "error")))
         self._trace_of: Callable[[str], str] = _no_trace
         for collect in (ProcessCollector, PlatformCollector, GCCollector):
             collect(registry=registry)
@@ -516,6 +547,17 @@ class Metrics:
         """The forge agreed to send a test delivery (Unix ms)."""
         self._canary.value = at_ms / 1000
 
+    def watchdog_acted(self, probe: str, target: str, *, ok: bool) -> None:
+        """The watchdog did something about what a probe found; of the probe `model` the target is a profile."""
+        result = "ok" if ok else "error"
+        self._watchdog_acts.at(probe, result).inc()
+        if probe == MODEL_PROBE:
+            self._watchdog_fixes.at(target, result).inc()
+
+    def uncollected(self, source: str) -> None:
+        """The collector missed a source in one of its rounds."""
+        self._uncollected.at(source).inc()
+
     def loop_lag(self, seconds: float) -> None:
         """How late the timer of the event loop fired."""
         self._lag_seconds.at().observe(max(0.0, seconds))
@@ -591,7 +633,7 @@ class Metrics:
         return PREFIX + name, text, tuple(label.name for label in labels)
 
 
-def _stored(provider: Label) -> dict[str, tuple[str, tuple[Label, ...]]]:
+def _stored(provider: Label, *, probe: Label, profile: Label) -> dict[str, tuple[str, tuple[Label, ...]]]:
     return {
         "webhook_last_delivery_timestamp_seconds": ("Last authentic delivery, or the start of the process while there was none.", ()),
         "inbox_backlog": ("Stored deliveries not yet handled.", ()),
@@ -608,12 +650,43 @@ def _stored(provider: Label) -> dict[str, tuple[str, tuple[Label, ...]]]:
         "sprint_running_oldest_start_timestamp_seconds": ("Start of the longest running sprint; absent while none.", ()),
         "fleet_last_progress_timestamp_seconds": ("When anything last moved; before the first progress, the oldest debt.", ()),
         "sprint_last_success_timestamp_seconds": ("Last sprint that ended with a pull request; absent while none.", ()),
-        "llm_provider_available": ("0 while a provider cools down; absent until its first call.", (provider,)),
+        "llm_provider_available": ("0 while a provider cools down or is paused; absent until its first call.", (provider,)),
         "workers": ("Worker slots by what they do.", (Label("state", tuple(WorkerState)),)),
         "worker_last_heartbeat_timestamp_seconds": ("The worker's lease row.", (Label("worker", (), "the worker slots"),)),
         "health": ("1 for the verdict that holds, 0 for the others.", (Label("verdict", tuple(HealthVerdict)),)),
         "health_reason": ("1 for each fault that holds, 0 for the others.", (Label("reason", tuple(Fault)),)),
         "paused": ("1 while the whole fleet is paused by a person or a schedule.", ()),
+        "breaker_open": ("Open automatic breakers.", (Label("scope", tuple(PauseScope)),)),
+        "probe_ok": ("0 while a watchdog probe fails or breaks, absent while it cannot tell.", (probe,)),
+        "probe_last_run_timestamp_seconds": ("End of the last run of a watchdog probe.", (probe,)),
+        "watchdog_model_drift": ("1 while a profile runs another model than `watchdog.expect` says.", (profile,)),
+        "collector_last_success_timestamp_seconds": (
+            "When the collector of this host last got an answer from a source; before the first, when it first asked.",
+            (Label("collector", tuple(Sampled)),),
+        ),
+        **_sampled(),
+    }
+
+
+def _sampled() -> dict[str, tuple[str, tuple[Label, ...]]]:
+    """The gauges of the collector's last sample; absent until there is one."""
+    worker, schedule = Label("worker", (), "the worker slots"), Label("schedule", (), "the configured schedules")
+    return {
+        "schedule_drift_seconds": ("How late a schedule fired last, or how long it is overdue.", (schedule,)),
+        "tmux_panes": (
+            "Panes of our own tmux sessions by what they do.",
+            (Label("session", (), "our own tmux sessions"), Label("state", tuple(PaneState))),
+        ),
+        "worker_memory_bytes": ("Resident memory of a worker's process on this host.", (worker,)),
+        "worker_start_timestamp_seconds": ("When the process of a worker on this host began.", (worker,)),
+        "gitea_open_issues": ("Open issues of the served repositories.", ()),
+        "gitea_open_pull_requests": (
+            "Open pull requests of the served repositories.",
+            (Label("author", ("bot", "people")),),
+        ),
+        "disk_size_bytes": ("Size of the file system that holds the state folder.", ()),
+        "disk_free_bytes": ("What is free of it.", ()),
+        "disk_used_bytes": ("What the fleet takes in the state folder.", (Label("place", tuple(Place)),)),
     }
 
 
@@ -653,7 +726,9 @@ class _StoreCollector(Collector):
             "sprint_running_oldest_start_timestamp_seconds": _moment(snapshot.oldest_running_ms),
             "fleet_last_progress_timestamp_seconds": _moment(snapshot.moved_ms),
             "sprint_last_success_timestamp_seconds": _moment(snapshot.last_success_ms),
-            "llm_provider_available": {(name,): float(available) for name, available in sorted(snapshot.providers.items())},
+            "llm_provider_available": {
+                (name,): float(available and name not in snapshot.paused_providers) for name, available in sorted(snapshot.providers.items())
+            },
             "workers": {(state,): sum(worker.state is state for worker in snapshot.workers) for state in WorkerState},
             "worker_last_heartbeat_timestamp_seconds": {
                 (worker.name,): worker.beat_ms / 1000 for worker in snapshot.workers if worker.beat_ms
@@ -661,12 +736,43 @@ class _StoreCollector(Collector):
             "health": {(verdict,): float(verdict is health.verdict) for verdict in HealthVerdict},
             "health_reason": {(fault,): float(health.has(fault)) for fault in Fault},
             "paused": _one(snapshot.paused),
+            "breaker_open": {(scope,): sum(breaker.scope is scope for breaker in snapshot.breakers) for scope in PauseScope},
+            "probe_ok": {(probe.name,): float(ok) for probe in snapshot.probes if (ok := _probe_ok(probe)) is not None},
+            "probe_last_run_timestamp_seconds": {(probe.name,): probe.ran_ms / 1000 for probe in snapshot.probes},
+            "watchdog_model_drift": {
+                (target.name,): float(target.verdict is ProbeVerdict.FAILING)
+                for probe in snapshot.probes
+                if probe.name == MODEL_PROBE
+                for target in probe.targets
+            },
+            "collector_last_success_timestamp_seconds": {
+                (source,): snapshot.collected.succeeded_ms[source] / 1000 for source in Sampled if source in snapshot.collected.succeeded_ms
+            },
+            **{name: _gauges(snapshot.collected, name, labels) for name, (_, labels) in _sampled().items()},
         }
 
 
 def _sprints(snapshot: FleetSnapshot) -> dict[tuple[str, ...], float]:
     counts: dict[tuple[str, ...], float] = {(state,): snapshot.sprints.get(state, 0) for state in LIVE_STATES}
     return counts | {(SprintState.QUEUED,): snapshot.runnable, (WAITING,): snapshot.held}
+
+
+def _gauges(collected: Collected, name: str, labels: tuple[Label, ...]) -> dict[tuple[str, ...], float]:
+    """The values of one gauge of the last sample, as this version declares it: what lies outside a closed set is folded."""
+    folded: dict[tuple[str, ...], float] = {}
+    for given, value in collected.gauges.get(name, {}).items():
+        if len(given) == len(labels):
+            key = tuple(
+                OTHER if label.values and text not in label.values else text for label, text in zip(labels, given, strict=True)
+            )
+            folded[key] = folded.get(key, 0.0) + value
+    return folded
+
+
+def _probe_ok(probe: ProbeState) -> bool | None:
+    if probe.verdict is ProbeVerdict.UNKNOWN and not probe.broken:
+        return None
+    return probe.verdict in (ProbeVerdict.OK, ProbeVerdict.WARN)
 
 
 def _no_trace(_sprint_id: str) -> str:

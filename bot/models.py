@@ -52,8 +52,18 @@ TRANSITIONS: Mapping[SprintState, frozenset[SprintState]] = {
     SprintState.PUBLISHING: frozenset({SprintState.QUEUED, SprintState.SETTLED}),
     SprintState.SETTLED: frozenset(),
 }
+# Options of a sprint that no person writes: what it is to do, the plan it revises, the approved plan it carries out.
+MODE, MODE_PLAN = "mode", "plan"
+REVISES_PLAN = "revises_plan"
+FOLLOWS_PLAN = "follows_plan"
+# The pull request a sprint goes on with, the review or the kind of failure that asked for it.
+FOLLOWS_PULL = "pull"
+BY_REVIEW = "review"
+BY_FAILURE = "failure"
 RUNNING = (SprintState.PREPARING, SprintState.WORKING, SprintState.VETTING, SprintState.PUBLISHING)
 IN_FLIGHT = (SprintState.ADMITTED, *RUNNING)
+# Until it works, a follow-up has not looked at the reviews and checks of its pull request.
+NOT_LOOKED_YET = (SprintState.QUEUED, SprintState.ADMITTED, SprintState.PREPARING)
 
 
 class WaitingReason(StrEnum):
@@ -72,6 +82,7 @@ class WaitingReason(StrEnum):
     BREAKER = "breaker"
     PROVIDER = "provider"
     REQUEUED = "requeued"
+    FORGE = "forge"
 
     @property
     def runnable(self) -> bool:
@@ -87,6 +98,7 @@ _RUNNABLE = frozenset(
         WaitingReason.BREAKER,
         WaitingReason.PROVIDER,
         WaitingReason.REQUEUED,
+        WaitingReason.FORGE,
     }
 )
 
@@ -100,7 +112,19 @@ class OutcomeKind(StrEnum):
     REFUSED = "refused"
     BUDGET = "budget"
     CANCELLED = "cancelled"
+    PLANNED = "planned"
     FAILED = "failed"
+
+
+class PlanState(StrEnum):
+    """Where a plan is; only one that waits can be approved, and an issue has at most one of these."""
+
+    WAITING = "waiting"
+    APPROVED = "approved"
+    DENIED = "denied"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+    CLOSED = "closed"
 
 
 class FailureReason(StrEnum):
@@ -120,6 +144,7 @@ class FailureReason(StrEnum):
     STALLED = "stalled"
     PROTOCOL = "protocol"
     MODEL_OUTPUT = "model_output"
+    SETUP = "setup"
 
 
 class Stop(StrEnum):
@@ -128,6 +153,7 @@ class Stop(StrEnum):
     CANCEL = "cancel"
     REQUEUE = "requeue"
     DRAIN = "drain"
+    STALLED = "stalled"
 
 
 class Source(StrEnum):
@@ -136,6 +162,7 @@ class Source(StrEnum):
     LABEL = "label"
     COMMAND = "command"
     ASSIGNMENT = "assignment"
+    MENTION = "mention"
     SCHEDULE = "schedule"
     REVIEW = "review"
     CHECKS = "checks"
@@ -258,11 +285,25 @@ class Comment:
 
 
 @dataclass(frozen=True, slots=True)
+class PullFacts:
+    """A pull request of ours at the moment of deciding: `state` is open, closed or merged, `issue` that of its branch's name."""
+
+    number: int
+    issue: int
+    state: str
+    head_branch: str = ""
+    head_sha: str = ""
+    base_branch: str = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class IssueFacts:
     """An issue as the forge told it at the moment of deciding; `text_hash` is that of title and body (`hash_text`).
 
     `pulls` (open ones that do this work) and `blockers` (open issues it depends on, as words) are there where the command wants
-    Fact.WORK, `comments` (by people with write, oldest first) where it wants Fact.COMMENTS.
+    Fact.WORK, `comments` (by people with write, oldest first) where it wants Fact.COMMENTS. `pull` is the pull request of ours on which
+    somebody asked about this issue.
     """
 
     title: str
@@ -277,6 +318,7 @@ class IssueFacts:
     pulls: tuple[OpenPull, ...] = ()
     blockers: tuple[str, ...] = ()
     comments: tuple[Comment, ...] = ()
+    pull: PullFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +448,7 @@ class Ask:
     `key` is the intent key (DESIGN section 3, "Intent"): equal wishes have equal keys. `verb`, `args`, `options` and `instructions` are the parsed
     command (a trigger label is the verb `run`). `comment_id` is where the reaction goes, 0 for none. `asked_ms` is when the person acted.
     `delivered_hash` is `text_hash` of title and body as the verified delivery carried them, or "" where no delivery did. `error` holds what the
-    grammar could not read: such an Ask is answered, never run.
+    grammar could not read: such an Ask is answered, never run. `pull` is the pull request of ours on which it was asked, and is answered; 0 else.
     """
 
     key: str
@@ -424,6 +466,12 @@ class Ask:
     error: str = ""
     suggestion: str = ""
     text: str = ""
+    pull: int = 0
+
+    @property
+    def place(self) -> int:
+        """The issue or pull request where the answer belongs."""
+        return self.pull or self.issue.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,27 +523,87 @@ class SprintView:
     sandbox: str = ""
     instructions: str = ""
     text_hash: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    config_faults: tuple[str, ...] = ()
+
+    @property
+    def plans(self) -> bool:
+        """True for a sprint that only makes a plan."""
+        return self.options.get(MODE) == MODE_PLAN
+
+    @property
+    def follows_pull(self) -> int:
+        """The pull request of ours that this sprint goes on with, or 0."""
+        return int(self.options.get(FOLLOWS_PULL, 0))
+
+    @property
+    def follows_plan(self) -> str:
+        """The id of the approved plan that this sprint carries out, or ""."""
+        return self.options.get(FOLLOWS_PLAN, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a planning sprint proposed; `id` is that sprint's id, `sprint_id` the sprint whose row shows people how the plan stands.
+
+    `text_hash` is that of the issue's text the plan was made of, `told_hash` that of a changed text that people were told of and may approve
+    ("": none). `options` are those of the sprint that carries it out. `decided_by` is "" while it waits and where time or an event decided.
+    """
+
+    id: SprintId
+    sprint_id: SprintId
+    repo_id: RepoId
+    issue: IssueRef
+    state: PlanState
+    text: str
+    text_hash: str
+    told_hash: str = ""
+    requester_id: int = 0
+    requester: str = ""
+    instructions: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    made_ms: int = 0
+    expires_ms: int = 0
+    decided_by: str = ""
+    decided_ms: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Place in the queue: 1 is next. `ahead` counts the sprints before it, `capped` says that the count stopped early ("200+")."""
+    """Place in the queue: 1 is next. `ahead` counts the sprints before it, `capped` says that the count stopped early ("200+").
+
+    `wait_ms` is how long it may take until it begins; 0 where that is not known.
+    """
 
     place: int
     ahead: int
     capped: bool = False
+    wait_ms: int = 0
 
 
 class PauseScope(StrEnum):
-    """What a pause holds: everything, or one repository."""
+    """What a pause or a breaker holds: everything, one repository, or one provider of the chain."""
 
     FLEET = "fleet"
     REPO = "repo"
+    PROVIDER = "provider"
+
+
+class PauseKind(StrEnum):
+    """Who holds: a person, the configured hours, or the breaker."""
+
+    PERSON = "person"
+    HOURS = "hours"
+    BREAKER = "breaker"
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A pause that holds now: `repo_id` is 0 and `repo` empty for the fleet; `until_ms` is None where only a person ends it."""
+    """A pause that holds now: `repo_id` is 0 and `repo` empty but for a repository, `provider` empty but for a provider.
+
+    `until_ms` is None where only a person ends it; for a breaker it is the moment of the next try.
+    """
 
     scope: PauseScope
     repo_id: int
@@ -504,6 +612,33 @@ class Pause:
     since_ms: int
     until_ms: int | None = None
     reason: str = ""
+    provider: str = ""
+    kind: PauseKind = PauseKind.PERSON
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """An open breaker: `failures` sprints in a row failed, the last for `reason`; the next try may begin at `due_ms`, `probes` failed so far.
+
+    `probe` is the sprint that is the try, "" while there is none.
+    """
+
+    scope: PauseScope
+    repo_id: int
+    repo: str
+    provider: str
+    since_ms: int
+    due_ms: int
+    failures: int
+    reason: str
+    probes: int = 0
+    probe: str = ""
+
+    def as_pause(self) -> Pause:
+        """The same for whoever only wants to know what holds."""
+        why = f"{self.failures} sprints in a row failed ({self.reason})"
+        due = None if self.probe else self.due_ms
+        return Pause(self.scope, self.repo_id, self.repo, "the breaker", self.since_ms, due, why, self.provider, PauseKind.BREAKER)
 
 
 @dataclass(frozen=True, slots=True)

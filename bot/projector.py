@@ -13,12 +13,13 @@ from sqlalchemy.engine import Connection
 
 from bot import replies
 from bot.failpoints import Failpoints
-from bot.gitea.errors import Archived, Forbidden, ForgeError, Moved, NotFound
+from bot.gitea.errors import Archived, Forbidden, ForgeError, Invalid, Moved, NotFound, PreconditionFailed
 from bot.gitea.forge import Forge
 from bot.models import (
     RUNNING,
     STATE_LABEL_COLORS,
     OutcomeKind,
+    PlanState,
     Position,
     Reaction,
     Reply,
@@ -27,8 +28,7 @@ from bot.models import (
     StateLabel,
 )
 from bot.repositories import Repositories
-from bot.store import Store, outbox, sprints
-from bot.store.issue_queue import COUNTED
+from bot.store import Store, outbox, plans, sprints, waits
 
 log = structlog.get_logger()
 
@@ -42,10 +42,13 @@ SINCE = timedelta(minutes=1)
 def label_of(view: SprintView) -> StateLabel | None:
     """The state label that a sprint's row calls for (DESIGN section 4); None where the issue shows none."""
     if view.state is SprintState.SETTLED:
-        if view.outcome in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED):
-            return None if view.pr_state in ("merged", "closed") else StateLabel.REVIEW
+        quiet = view.follows_pull and view.outcome in (OutcomeKind.NO_CHANGE, OutcomeKind.CANCELLED)
+        if view.outcome in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED) or quiet:
+            return None if view.pr_state in ("merged", "closed", "reverted") else StateLabel.REVIEW
         if view.outcome in (OutcomeKind.FAILED, OutcomeKind.BUDGET):
             return StateLabel.FAILED
+        if view.outcome is OutcomeKind.PLANNED:
+            return StateLabel.BLOCKED if view.reason == PlanState.WAITING else None
         return StateLabel.BLOCKED if view.outcome is OutcomeKind.REFUSED else None
     return StateLabel.RUNNING if view.state in RUNNING else StateLabel.QUEUED
 
@@ -65,6 +68,7 @@ class Projector:
         ack: Callable[[float], None],
         failed: Callable[[str], None],
         failpoint: Failpoints,
+        caps: Callable[[str], waits.Caps],
         tick_seconds: float,
         now_ms: Callable[[], int],
     ) -> None:
@@ -77,6 +81,7 @@ class Projector:
         self._ack = ack
         self._failed = failed
         self._failpoint = failpoint
+        self._caps = caps
         self._tick = tick_seconds
         self._now_ms = now_ms
         self._event = asyncio.Event()
@@ -150,7 +155,11 @@ class Projector:
                 raise
             self._failpoint("projector.sent")
             await self._store.write(lambda conn: outbox.commented(conn, entry.key, comment_id))
+            for login in reply.data.get("ask_review") or ():
+                await self._ask_review(repo, entry.issue, str(login))
             self._failpoint("projector.id_stored")
+        else:
+            await self._react_to_issue(repo, entry)
         await self._store.write(lambda conn: outbox.shown(conn, entry.key, entry.rev))
 
     async def _react(self, repo: str, entry: outbox.Entry) -> None:
@@ -173,10 +182,17 @@ class Projector:
                 return
             await self._store.write(lambda conn: outbox.reacted(conn, entry.key, entry.reaction))
 
+    async def _ask_review(self, repo: str, pull: int, login: str) -> None:
+        """Whoever wanted changes is asked to look again; somebody who left, or a pull request that is over, is no reason to say nothing at all."""
+        try:
+            await self._forge.request_review(repo, pull, login)
+        except (NotFound, Forbidden, Invalid, PreconditionFailed) as error:
+            log.warning("projector.review_not_asked", pull=pull, error=str(error))
+
     async def _react_to_issue(self, repo: str, entry: outbox.Entry) -> None:
-        """An archived repository takes no comment, but a reaction: the answer to a label is seen all the same."""
+        """What answers no comment is seen all the same: where there are no words, or an archived repository takes none."""
         if entry.reaction and not entry.comment_id:
-            with contextlib.suppress(ForgeError):
+            with contextlib.suppress(Archived, Forbidden, NotFound):
                 await self._forge.react_issue(repo, entry.issue, entry.reaction)
 
     async def _show_sprints(self, place: tuple[int, int]) -> None:
@@ -190,7 +206,7 @@ class Projector:
                 await self._store.write(partial(_put_off_sprint, sprint_id=view.id, error=str(error), due_ms=due))
 
     async def _show_sprint(self, sprint_id: str, *, first: bool, newest: bool) -> None:
-        view, rev, comment_id, label, place = await self._store.read(lambda conn: _as_now(conn, sprint_id))
+        view, rev, comment_id, label, place = await self._store.read(lambda conn: _as_now(conn, sprint_id, self._caps))
         repo = self._repositories.name_of(view.repo_id, view.issue.full_name)
         key = f"sprint:{view.id}"
         text = replies.status_comment(view, position=place, now_ms=self._now_ms(), links=self._links)
@@ -210,6 +226,10 @@ class Projector:
             await self._store.write(lambda conn: sprints.commented(conn, view.id, shown_id))
         self._failpoint("projector.id_stored")
         wanted = label_of(view)
+        if newest and view.state is SprintState.SETTLED and wanted in (None, StateLabel.FAILED):
+            # A revision that came to nothing leaves the plan that it should have changed.
+            held = await self._store.read(lambda conn: plans.one_waits(conn, view.repo_id, view.issue.number))
+            wanted = StateLabel.BLOCKED if held else wanted
         if newest and ((wanted or "") != label or comment_id is None):
             await self._label(repo, view.issue.number, wanted)
         await self._store.write(lambda conn: sprints.shown(conn, view.id, rev, label=wanted or "" if newest else label))
@@ -278,8 +298,9 @@ def _put_off_sprint(conn: Connection, *, sprint_id: str, error: str, due_ms: int
         sprints.show_failed(conn, sprint_id, error=error, due_ms=due_ms)
 
 
-def _as_now(conn: Connection, sprint_id: str) -> tuple[SprintView, int, int | None, str, Position | None]:
+def _as_now(
+    conn: Connection, sprint_id: str, caps: Callable[[str], waits.Caps]
+) -> tuple[SprintView, int, int | None, str, Position | None]:
     view, rev, comment_id, label = sprints.show_as_now(conn, sprint_id)
-    place = sprints.position(conn, sprint_id) if view.state is SprintState.QUEUED else None
-    position = None if place is None else Position(min(place, COUNTED), min(place - 1, COUNTED), place > COUNTED)
-    return view, rev, comment_id, label, position
+    place = waits.position(conn, sprint_id, caps(view.issue.full_name)) if view.state is SprintState.QUEUED else None
+    return view, rev, comment_id, label, place

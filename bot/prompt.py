@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,10 +70,18 @@ def system_prompt(
     checks: Sequence[str] = (),
     network: bool = False,
     bot: str = "timmy-dispatch",
+    planning: bool = False,
 ) -> str:
-    """The rules of a sprint. `delimiter` is the random word of this sprint that fences untrusted text in the task."""
+    """The rules of a sprint, or of one that only plans. `delimiter` is the random word of this sprint that fences untrusted text in the task."""
     return _render(
-        "system", repo=repo, base_branch=base_branch, limits=limits, delimiter=delimiter, checks=checks, network=network, bot=bot
+        "plan" if planning else "system",
+        repo=repo,
+        base_branch=base_branch,
+        limits=limits,
+        delimiter=delimiter,
+        checks=checks,
+        network=network,
+        bot=bot,
     )
 
 
@@ -88,8 +96,16 @@ def task_prompt(
     instructions: str = "",
     asker: str = "",
     agents_md: str = "",
+    planning: bool = False,
+    plan: str = "",
+    follow_up: Mapping[str, Any] | None = None,
 ) -> str:
-    """The issue with its trusted context. Comments are kept newest first up to 40,000 characters, and shown in their order."""
+    """The issue with its trusted context. `plan` is the approved one, or with `planning` the one to be revised.
+
+    `follow_up` is what a sprint on a pull request of ours takes along (`bot.rounds.in_prompt`).
+
+    Comments are kept newest first up to 40,000 characters, and shown in their order.
+    """
     kept: list[Comment] = []
     room = COMMENTS_CAP
     for comment in reversed(comments):
@@ -110,6 +126,43 @@ def task_prompt(
         comments=kept[::-1],
         omitted=len(comments) - len(kept),
         agents_md=clean(agents_md, delimiter=delimiter),
+        planning=planning,
+        plan=clean(plan, delimiter=delimiter),
+        follow_up=_follow_up(follow_up, delimiter) if follow_up else "",
+        delimiter=delimiter,
+    )
+
+
+def _follow_up(taken: Mapping[str, Any], delimiter: str) -> str:
+    """What others said of a pull request, cleaned; the newest 40,000 characters of remarks, in their order."""
+
+    def fit(text: object, cap: int = TEXT_CAP) -> str:
+        return clean(str(text), delimiter=delimiter, cap=cap)
+
+    remarks: list[dict[str, str]] = []
+    room = COMMENTS_CAP
+    for remark in reversed(taken["remarks"]):
+        kept = {
+            "name": str(remark["name"]),
+            "author": _author(str(remark["author"])),
+            "where": re.sub(r"[`\n]", "'", fit(remark["where"], 500)),
+            "hunk": fit(remark["hunk"]),
+            "text": fit(remark["text"]),
+        }
+        room -= len(kept["hunk"]) + len(kept["text"])
+        if room < 0:
+            break
+        remarks.append(kept)
+    return _render(
+        "follow_up",
+        pull=int(taken["pull"]),
+        branch=str(taken["branch"]),
+        reviews=[
+            {"author": _author(str(review["author"])), "text": fit(review["text"]), "asks": bool(review["asks"])} for review in taken["reviews"]
+        ],
+        remarks=remarks[::-1],
+        omitted=int(taken["omitted"]) + len(taken["remarks"]) - len(remarks),
+        failures=[{name: fit(text) for name, text in failure.items()} for failure in taken["failures"]],
         delimiter=delimiter,
     )
 
@@ -119,14 +172,14 @@ def manual_prompt(*, ref: IssueRef, clone_url: str, base_branch: str, checks: Se
     return _render("manual", ref=ref, clone_url=clone_url, base_branch=base_branch, checks=checks, delimiter=delimiter, task=task, bot=bot)
 
 
-def warning(left: str) -> str:
+def warning(left: str, *, planning: bool = False) -> str:
     """Said once when a limit is near; `left` names what is left ("3 steps")."""
-    return _render("warning", left=left)
+    return _render("warning", left=left, planning=planning)
 
 
-def nudge() -> str:
+def nudge(*, planning: bool = False) -> str:
     """Said when a reply called no tool."""
-    return _render("nudge")
+    return _render("nudge", planning=planning)
 
 
 def cutoff() -> str:

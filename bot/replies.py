@@ -17,6 +17,7 @@ from bot.models import (
     IssueRef,
     Json,
     OutcomeKind,
+    PlanState,
     Position,
     Reply,
     Source,
@@ -43,9 +44,13 @@ ALERT_TEXT = 600
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/[A-Za-z0-9._~/-]*)?")
 # The reason of a refusal that `force` overrides: the work is done by somebody else, or not wanted.
 OTHER_WORK = "other_work"
+# The reason of a pull request that a person merged or closed before the sprint was done with it.
+OVERTAKEN = "overtaken"
 LOG_CAP = 16_000
 RESULT_CAP = 800
 PROMPT_CAP = 50_000
+# A plan longer than this is folded, so that the comment can be read at a glance.
+PLAN_SHOWN, PLAN_LINES = 3_000, 40
 
 _SAID: dict[str, Callable[..., str]] = {}
 _Said = TypeVar("_Said", bound=Callable[..., str])
@@ -55,12 +60,13 @@ _Said = TypeVar("_Said", bound=Callable[..., str])
 class Links:
     """Our own configured addresses without a trailing slash: the forge as people open it, and our pages ("" where there are none).
 
-    `secret` makes the key that a sprint's link carries; None where the pages need none.
+    `secret` makes the key that a sprint's link carries; None where the pages need none. `trace_of` gives the trace of a sprint where there are traces.
     """
 
     forge: str
     pages: str = ""
     secret: Secret | None = None
+    trace_of: Callable[[str], str] | None = None
 
     def sprint(self, sprint_id: str) -> str:
         """The page of a sprint with the key that opens it, or ""."""
@@ -183,6 +189,15 @@ def duration(ms: int) -> str:
     return f"{seconds} s"
 
 
+def about(ms: int) -> str:
+    """A time that is only guessed: `about a minute`, `about 12 minutes`, `about 3 hours`."""
+    minutes = max(1, round(ms / 60_000))
+    hours = round(ms / 3_600_000)
+    if minutes == 1:
+        return "about a minute"
+    return f"about {minutes} minutes" if minutes < 100 else f"about {hours} hours"  # noqa: PLR2004 - beyond that minutes say too much
+
+
 def place_in_words(place: int, *, capped: bool = False) -> str:
     """`next in line`, `3rd in line`, `beyond the first 200 in line`."""
     if capped:
@@ -219,6 +234,8 @@ def waiting_in_words(reason: WaitingReason) -> str:
             return "no model provider answers at the moment"
         case WaitingReason.REQUEUED:
             return "it was interrupted and goes on as soon as there is room"
+        case WaitingReason.FORGE:
+            return "the forge does not answer at the moment"
         case _:
             assert_never(reason)
 
@@ -239,6 +256,10 @@ def failure_in_words(reason: str) -> tuple[str, str]:
         FailureReason.PUSH: ("The branch could not be pushed.", operator),
         FailureReason.PR: ("The branch was pushed, but the pull request could not be opened.", operator),
         FailureReason.AUTH: ("The forge no longer accepts the bot's token, or the right to do this is gone.", operator),
+        FailureReason.SETUP: (
+            "A setup command of this repository's `.dispatch.yml` fails, so no model was asked.",
+            "Try it in a fresh clone without network, mend it on the default branch, then `/dispatch retry`.",
+        ),
         FailureReason.LEASE_LOST: ("The worker lost its hold on this sprint too often.", again),
         FailureReason.INTERNAL: ("Something in the bot itself went wrong.", again),
         FailureReason.DIED: ("The worker died in the middle of it, more than once.", again),
@@ -261,6 +282,7 @@ def source_in_words(source: Source) -> str:
         Source.LABEL: "by label",
         Source.COMMAND: "by comment",
         Source.ASSIGNMENT: "by assignment",
+        Source.MENTION: "by a mention in the issue's text",
         Source.SCHEDULE: "picked from the backlog",
         Source.REVIEW: "after a review",
         Source.CHECKS: "after a red check",
@@ -271,7 +293,7 @@ def source_in_words(source: Source) -> str:
 
 def status_comment(view: SprintView, *, position: Position | None, now_ms: int, links: Links) -> str:
     """The one comment that follows a sprint; the caller adds the marker `sprint:ID`."""
-    blocks = [*_headline(view, position, now_ms, links), *_warnings(view), _figures(view, now_ms), _origin(view, links)]
+    blocks = [*_headline(view, position, now_ms, links), *_warnings(view), _config_faults(view), _figures(view, now_ms), _origin(view, links)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -284,7 +306,8 @@ def _headline(view: SprintView, position: Position | None, now_ms: int, links: L
         case SprintState.PREPARING:
             return [_running(view, "Preparing", "Reading the issue and fetching the repository.")]
         case SprintState.WORKING:
-            steps = f"Working, step {view.steps}" + (f" of {view.limits.steps}" if view.limits else "") if view.steps else "Working"
+            work = "Planning" if view.plans else "Working"
+            steps = f"{work}, step {view.steps}" + (f" of {view.limits.steps}" if view.limits else "") if view.steps else work
             return [_running(view, steps, f"Now: {escape(view.doing)}." if view.doing else "")]
         case SprintState.VETTING:
             return [_running(view, "Checking the result", "Running the checks of the repository and looking at what changed.")]
@@ -299,19 +322,26 @@ def _headline(view: SprintView, position: Position | None, now_ms: int, links: L
 def _queued(view: SprintView, position: Position | None, now_ms: int) -> list[str]:
     if view.waiting is None:
         place = f", {place_in_words(position.place, capped=position.capped)}" if position else ""
-        return [f"⏳ **Queued{place}.**"]
+        wait = f" It should begin in {about(position.wait_ms)}." if position and position.wait_ms else ""
+        return [f"⏳ **Queued{place}.**{wait}"]
     note = f" ({escape(view.waiting_note)})" if view.waiting_note else ""
     later = f" Not before {duration(view.not_before_ms - now_ms)} from now." if view.not_before_ms > now_ms else ""
-    place = f" It is {place_in_words(position.place, capped=position.capped)}." if position and view.waiting.runnable else ""
+    place = ""
+    if position and view.waiting.runnable:
+        wait = f" and should begin in {about(position.wait_ms)}" if position.wait_ms else ""
+        place = f" It is {place_in_words(position.place, capped=position.capped)}{wait}."
     return [f"⏳ **Queued, waiting.** It waits because {waiting_in_words(view.waiting)}{note}.{place}{later}"]
 
 
 def _running(view: SprintView, doing: str, detail: str) -> str:
     match view.stop:
         case Stop.CANCEL:
-            return f"🛑 **Stopping**, because {_person(view.stop_by)} cancelled it. What runs is being ended."
+            because = stopped_because(view.reason) or f", because {_person(view.stop_by)} cancelled it"
+            return f"🛑 **Stopping**{because}. What runs is being ended."
         case Stop.REQUEUE | Stop.DRAIN:
             return "🔁 **Going back into the queue.** It goes on from there by itself."
+        case Stop.STALLED:
+            return "🛑 **Stopping**, because it took no step for a long time. What runs is being ended."
         case None:
             return f"🔧 **{doing}.**" + (f" {detail}" if detail else "")
         case _:
@@ -321,12 +351,18 @@ def _running(view: SprintView, doing: str, detail: str) -> str:
 def _settled(view: SprintView, links: Links) -> list[str]:
     detail = escape(view.detail, 600) if view.detail else ""
     pull = f"[pull request {_hash(view.pr)}]({links.pull(view.issue, view.pr)})" if view.pr else ""
-    draft = f"What there is so far is in the draft {pull}." if pull else _unpublished(view)
+    draft = f"What there is so far is in the draft {pull}." if pull and _pushed(view) else _unpublished(view)
     match view.outcome:
         case OutcomeKind.PULL_REQUEST | OutcomeKind.UPDATED:
             verb = "is updated" if view.outcome is OutcomeKind.UPDATED else "is open"
             head = f"✅ **Done: {pull} {verb}**, {plural(view.files, 'file')} changed.{_fate(view)}"
-            following = "" if view.pr_state in ("merged", "closed") else "Merging it closes this issue. For another try: `/dispatch retry`."
+            following = "Merging it closes this issue. For another try: `/dispatch retry`."
+            if view.follows_pull:
+                following = "Merging it closes this issue. For more on the same branch, comment on it: `/dispatch run` with your words after it."
+            if view.pr_state in ("merged", "closed", "reverted"):
+                following = ""
+            if detail and view.reason != OVERTAKEN:
+                detail = f"The agent says: {detail}"
             return [
                 head,
                 detail,
@@ -336,10 +372,14 @@ def _settled(view: SprintView, links: Links) -> list[str]:
             ]
         case OutcomeKind.NO_CHANGE:
             following = "If something should change here, say what in the issue or in a comment such as `/dispatch run please also ...`."
+            if view.follows_pull:
+                return [f"🟰 **Done: nothing was changed** on {pull}.{_fate(view)}", detail, following]
             return ["🟰 **Done: nothing was changed**, so there is no pull request.", detail, following]
+        case OutcomeKind.PLANNED:
+            return [f"📝 **{_plan_fate(view.reason)}**", detail, _plan_next(view.reason)]
         case OutcomeKind.REFUSED if view.reason != POLICY:
             following = (
-                "To start all the same: `/dispatch run force`."
+                f"To start all the same: `/dispatch {'plan' if view.plans else 'retry' if view.follows_plan else 'run'} force`."
                 if view.reason == OTHER_WORK
                 else "When that has changed, ask again with `/dispatch retry`."
             )
@@ -355,11 +395,16 @@ def _settled(view: SprintView, links: Links) -> list[str]:
             ]
         case OutcomeKind.BUDGET:
             limit = f" ({escape(view.reason)})" if view.reason else ""
-            following = "Look at what is there. `/dispatch retry` starts again; a smaller task or a larger limit helps."
+            again = "goes on from there, `/dispatch retry fresh` begins anew" if view.pr else "starts again"
+            following = f"Look at what is there. `/dispatch retry` {again}; a smaller task or a larger limit helps."
             return [f"⏸️ **Stopped at a limit{limit}.** {draft}", detail, _checks(view.checks), _review(view), following]
         case OutcomeKind.CANCELLED:
             by = f" by {_person(view.stop_by)}" if view.stop_by else ""
-            return [f"🛑 **Cancelled{by}.** Nothing was published.", detail, "To start again: `/dispatch retry`."]
+            because = stopped_because(view.reason)
+            # That it was cancelled, and by whom, stands in the headline already.
+            detail = "" if view.detail.startswith("cancelled") else detail
+            again = "Reopen the issue and ask again with `/dispatch retry`." if view.reason == "closed" else "To start again: `/dispatch retry`."
+            return [f"🛑 **Cancelled{by}{because}.** Nothing was published.", detail, again]
         case OutcomeKind.FAILED | None:
             what, following = failure_in_words(view.reason)
             return [f"❌ **Failed.** {what} {draft}", detail, _checks(view.checks), _review(view), following]
@@ -367,14 +412,55 @@ def _settled(view: SprintView, links: Links) -> list[str]:
             assert_never(view.outcome)
 
 
+def _plan_fate(state: str) -> str:
+    return {
+        PlanState.WAITING: "A plan waits for approval; it is in a comment of its own.",
+        PlanState.APPROVED: "A plan was made and approved.",
+        PlanState.DENIED: "A plan was made and denied. Nothing was changed.",
+        PlanState.EXPIRED: "A plan was made, and nobody approved it in time. Nothing was changed.",
+        PlanState.SUPERSEDED: "A plan was made, and something newer took its place.",
+        PlanState.CLOSED: "A plan was made, and the issue was closed before it was approved. Nothing was changed.",
+    }.get(PlanState(state) if state in set(PlanState) else PlanState.SUPERSEDED, "")
+
+
+def _plan_next(state: str) -> str:
+    if state == PlanState.WAITING:
+        return "`/dispatch approve` goes on with it, `/dispatch revise` and your words change it, `/dispatch deny` lets it go."
+    return "" if state in (PlanState.APPROVED, PlanState.SUPERSEDED) else "`/dispatch plan` makes a new one."
+
+
+def stopped_because(why: str) -> str:
+    """Which act of a person on the forge a cancel follows from, as the end of a sentence; "" where somebody asked for it."""
+    acts = {
+        "closed": "the issue was closed",
+        "deleted": "the issue was deleted",
+        "unlabelled": "the label that had started it was taken off",
+        "unassigned": "I was unassigned",
+    }
+    return f", because {acts[why]}" if why in acts else ""
+
+
 def _unpublished(view: SprintView) -> str:
+    if view.plans:
+        return "There is no plan, and nothing was changed."
     if view.reason == FailureReason.PR and view.branch:
         return f"The work is on the branch {code(view.branch)}."
+    if view.follows_pull:
+        return f"Nothing was pushed to pull request {_hash(view.follows_pull)}."
     return "No pull request was opened."
 
 
 def _fate(view: SprintView) -> str:
-    return {"merged": " It has been merged.", "closed": " It was closed without being merged."}.get(view.pr_state, "")
+    return {
+        "merged": " It has been merged.",
+        "closed": " It was closed without being merged.",
+        "reverted": " It was merged, and reverted afterwards.",
+    }.get(view.pr_state, "")
+
+
+def _pushed(view: SprintView) -> bool:
+    """Whether something of this very sprint is on its pull request."""
+    return not view.follows_pull or bool(view.head_sha)
 
 
 def _review(view: SprintView) -> str:
@@ -408,6 +494,14 @@ def _warnings(view: SprintView) -> list[str]:
     return [f"⚠️ {'Runs' if view.state in RUNNING else 'Ran'} **without a sandbox**, as the operator has set it."]
 
 
+def _config_faults(view: SprintView) -> str:
+    """What is wrong with the repository's `.dispatch.yml`, folded out: whoever asked can mend it."""
+    if not view.config_faults:
+        return ""
+    listed = _list([escape(fault, 400) for fault in view.config_faults])
+    return f"⚠️ `.dispatch.yml` on the default branch has faults. What is at fault is left out, and the operator's settings stand:\n\n{listed}"
+
+
 def _figures(view: SprintView, now_ms: int) -> str:
     if not view.started_ms:
         return ""
@@ -431,11 +525,13 @@ def _figures(view: SprintView, now_ms: int) -> str:
 
 def _origin(view: SprintView, links: Links) -> str:
     by = f" by {_person(view.requester)}" if view.requester else ""
-    page = f" · [live transcript]({links.sprint(view.id)})" if links.pages else ""
+    live = "transcript" if view.state is SprintState.SETTLED else "live transcript"
+    page = f" · [{live}]({links.sprint(view.id)})" if links.pages else ""
     stop = (
         " · stop it with `/dispatch cancel`" if view.state is not SprintState.SETTLED and view.state is not SprintState.PUBLISHING else ""
     )
-    return f"<sub>Asked for{by} {source_in_words(view.source)}{page}{stop}</sub>"
+    trace = f" · trace {code(links.trace_of(view.id))}" if links.trace_of and view.started_ms else ""
+    return f"<sub>Asked for{by} {source_in_words(view.source)}{page}{trace}{stop}</sub>"
 
 
 def _of(value: str, limit: str) -> str:
@@ -499,7 +595,8 @@ def pr_body(
 
 def commit_message(view: SprintView, *, summary: str, trailer: str = "") -> str:
     """Subject from the issue's title, the summary's first paragraph, the issue's number and the operator's trailer; plain text."""
-    subject = _disarm(neutralise(_one_line(view.title, 72))) or f"Work on issue {view.issue.number}"
+    title = f"Follow-up: {view.title}" if view.follows_pull else view.title
+    subject = _disarm(neutralise(_one_line(title, 72))) or f"Work on issue {view.issue.number}"
     paragraph = _disarm(neutralise(_one_line(summary.strip().partition("\n\n")[0], 600)))
     # Git reads a first line that starts with # as a comment in some editors and hooks.
     subject = subject.lstrip("#").strip() or f"Work on issue {view.issue.number}"
@@ -516,6 +613,7 @@ def sprint_data(view: SprintView, position: Position | None = None) -> Json:
         "note": view.waiting_note,
         "place": position.place if position else 0,
         "capped": position.capped if position else False,
+        "wait_ms": position.wait_ms if position else 0,
         "steps": view.steps,
         "max_steps": view.limits.steps if view.limits else 0,
         "usd": view.usd,
@@ -527,6 +625,7 @@ def sprint_data(view: SprintView, position: Position | None = None) -> Json:
         "requester": view.requester,
         "since_ms": view.settled_ms or view.started_ms or view.queued_ms,
         "stopping": view.stop.value if view.stop else "",
+        "planning": view.plans,
     }
 
 
@@ -540,19 +639,23 @@ def sprint_in_words(sprint: Mapping[str, Any]) -> str:
         place = (
             place_in_words(sprint["place"], capped=sprint["capped"]) if sprint["place"] and (waiting is None or waiting.runnable) else ""
         )
+        # A row of an earlier version has no such figure.
+        if place and sprint.get("wait_ms"):
+            place += f", to begin in {about(sprint['wait_ms'])}"
         because = (
             f"waiting because {waiting_in_words(waiting)}" + (f" ({escape(sprint['note'])})" if sprint["note"] else "") if waiting else ""
         )
-        return ", ".join(part for part in ("queued", place, because) if part)
+        return ", ".join(part for part in ("queued for a plan" if sprint.get("planning") else "queued", place, because) if part)
     if sprint["stopping"] == Stop.CANCEL:
         return "being cancelled"
+    work = "planning" if sprint.get("planning") else "working"
     if state is SprintState.WORKING and sprint["steps"]:
         limit = f" of {sprint['max_steps']}" if sprint["max_steps"] else ""
-        return f"working, step {sprint['steps']}{limit}, {money(sprint['usd'])} so far"
+        return f"{work}, step {sprint['steps']}{limit}, {money(sprint['usd'])} so far"
     return {
         SprintState.ADMITTED: "about to start",
         SprintState.PREPARING: "preparing",
-        SprintState.WORKING: "working",
+        SprintState.WORKING: work,
         SprintState.VETTING: "checking its result",
         SprintState.PUBLISHING: "publishing its pull request",
     }[state]
@@ -560,7 +663,8 @@ def sprint_in_words(sprint: Mapping[str, Any]) -> str:
 
 def _outcome_in_words(sprint: Mapping[str, Any]) -> str:
     pull = f"pull request #{sprint['pr']}" if sprint["pr"] else ""
-    fate = {"merged": ", merged", "closed": ", closed unmerged"}.get(sprint["pr_state"], "") if pull else ""
+    fates = {"merged": ", merged", "closed": ", closed unmerged", "reverted": ", merged and reverted"}
+    fate = fates.get(sprint["pr_state"], "") if pull else ""
     draft = f"; the draft is {pull}{fate}" if pull else ""
     match OutcomeKind(sprint["outcome"]) if sprint["outcome"] else None:
         case OutcomeKind.PULL_REQUEST | OutcomeKind.UPDATED:
@@ -573,6 +677,14 @@ def _outcome_in_words(sprint: Mapping[str, Any]) -> str:
             return f"stopped at a limit{draft}"
         case OutcomeKind.CANCELLED:
             return "cancelled"
+        case OutcomeKind.PLANNED:
+            return {
+                PlanState.WAITING: "a plan waits for approval",
+                PlanState.APPROVED: "its plan was approved",
+                PlanState.DENIED: "its plan was denied",
+                PlanState.EXPIRED: "nobody approved its plan in time",
+                PlanState.CLOSED: "the issue was closed before its plan was approved",
+            }.get(sprint["reason"], "its plan gave way to something newer")
         case OutcomeKind.FAILED | None:
             what = failure_in_words(sprint["reason"])[0]
             return f"failed: {what[0].lower()}{what[1:].rstrip('.')}{draft}"
@@ -603,33 +715,137 @@ def already_active(sprint: Json) -> str:
 
 
 @says
-def status(active: Json | None, last: Json | None, now_ms: int, pauses: Sequence[Json] = (), skip: Json | None = None) -> str:
+def status(
+    active: Json | None, last: Json | None, now_ms: int, pauses: Sequence[Json] = (), skip: Json | None = None, plan: Json | None = None
+) -> str:
     """Where this issue stands, and what holds it back."""
     held = [f"⏸️ {pause_in_words(pause)}." for pause in pauses] + ([f"⏭️ {skip_in_words(skip, now_ms)}."] if skip else [])
     if active is None and last is None:
         return "\n\n".join([*held, "Nothing has run on this issue yet." + ("" if skip else " `/dispatch run` starts.")])
     lines = held
+    if plan is not None:
+        lines.append(f"📝 A plan waits for a person's decision until {moment(plan['until_ms'])}.")
     if active is not None:
         lines.append(f"**Now:** {sprint_in_words(active)} (for {duration(now_ms - active['since_ms'])}).")
     if last is not None:
         lines.append(f"**{'Before' if active else 'Last'}:** {sprint_in_words(last)} ({duration(now_ms - last['since_ms'])} ago).")
     if active is None and not skip:
-        lines.append("`/dispatch retry` starts again.")
+        lines.append(_plan_next(PlanState.WAITING) if plan else "`/dispatch retry` starts again.")
     return "\n\n".join(lines)
 
 
 @says
-def queue(rows: Sequence[Json], running: int, waiting: int, hidden: int, pauses: Sequence[Json] = ()) -> str:
+def queue(rows: Sequence[Json], running: int, waiting: int, hidden: int, pauses: Sequence[Json] = (), plans: Sequence[Json] = ()) -> str:
     """The fleet's line. References stand in code spans, so that asking leaves no trace in the other issues."""
     head = " ".join([f"{plural(running, 'sprint')} running, {waiting:,} waiting.", *(f"⏸️ {pause_in_words(pause)}." for pause in pauses)])
     more = f"{hidden:,} of them not shown: in other repositories, or further down." if hidden else ""
+    waits = _plans_that_wait(plans)
     if not rows:
-        return " ".join(part for part in (head, "None of this repository is among the first." if hidden else "", more) if part)
+        told = " ".join(part for part in (head, "None of this repository is among the first." if hidden else "", more) if part)
+        return "\n\n".join(part for part in (told, waits) if part)
     lines = ["| Issue | State |", "|---|---|"]
     for row in rows:
         this = " (this one)" if row["here"] else ""
         lines.append(f"| `{row['ref']}` {_cell(escape(row['title'], 80))}{this} | {_cell(sprint_in_words(row))} |")
-    return "\n\n".join(part for part in (head, "\n".join(lines), more) if part)
+    return "\n\n".join(part for part in (head, "\n".join(lines), more, waits) if part)
+
+
+def _plans_that_wait(plans: Sequence[Json]) -> str:
+    if not plans:
+        return ""
+    items = [f"`{plan['ref']}` {escape(plan['title'], 80)}, until {moment(plan['until_ms'])}" for plan in plans]
+    return f"📝 {plural(len(plans), 'plan')} waiting for a person's `/dispatch approve`:\n\n{_list(items)}"
+
+
+@says
+def plan(
+    *, text: str, requester: str, state: str, until_ms: int, by: str = "", reason: str = "", follow_up: bool = False, edited: bool = False
+) -> str:
+    """A plan, and what becomes of it: this comment is edited when somebody decides. `follow_up` where it revises an earlier one.
+
+    `edited` where the issue's text was changed after an approval, so that it waits again.
+    """
+    what = "A revised plan" if follow_up else "A plan"
+    head = f"📝 **{what} for this issue**" + (f", asked for by {_person(requester)}" if requester else "") + ". The agent says:"
+    said = quoted(text, len(text))
+    if len(text) > PLAN_SHOWN or text.count("\n") > PLAN_LINES:
+        said = f"<details><summary>The plan ({plural(len(text.splitlines()), 'line')})</summary>\n\n{said}\n\n</details>"
+    return "\n\n".join([head, said, _plan_end(state, until_ms=until_ms, by=by, reason=reason, edited=edited)])
+
+
+def _plan_end(state: str, *, until_ms: int, by: str, reason: str, edited: bool) -> str:
+    person, why = _person(by), f": {escape(reason, 400)}" if reason else ""
+    match state:
+        case PlanState.WAITING:
+            again = (
+                "The issue was edited after this plan was approved, so it **waits again**"
+                if edited
+                else "Nothing was changed so far. It waits"
+            )
+            return (
+                f"{again} for somebody with the right to decide, until {moment(until_ms)}:\n\n"
+                "- `/dispatch approve` goes on with exactly this plan\n"
+                "- `/dispatch revise` with your words after it makes another one\n"
+                "- `/dispatch deny` lets it go"
+            )
+        case PlanState.APPROVED:
+            return f"✅ **Approved** by {person}."
+        case PlanState.DENIED:
+            return f"⛔ **Denied** by {person}{why}. `/dispatch plan` makes a new one."
+        case PlanState.EXPIRED:
+            return "⌛ **Nobody decided in time**, so this plan is let go; nothing was changed. `/dispatch plan` makes a new one."
+        case PlanState.CLOSED:
+            return "🗄️ **The issue was closed**, so this plan is let go; nothing was changed."
+    return f"🔁 **Not valid any more**{why or ': something newer has taken its place'}."
+
+
+@says
+def plan_edited(author: str) -> str:
+    """The text is another one than the plan was made of; it may be approved for that text, once somebody has read it."""
+    return (
+        f"Not started: the text of this issue, written by {_person(author)}, was changed after the plan was made. Read both again. "
+        "If the plan still fits: `/dispatch approve` once more. If not: `/dispatch revise` with your words after it, or `/dispatch plan`."
+    )
+
+
+@says
+def plan_waits_again() -> str:
+    """After an approval the issue was edited before the work began."""
+    return (
+        "The issue was edited after its plan was approved, so nothing was started. Read both again. "
+        "If the plan still fits: `/dispatch approve`. If not: `/dispatch revise` with your words after it, or `/dispatch plan`."
+    )
+
+
+@says
+def plan_denied(reason: str) -> str:
+    """A person let the plan go; seen on the terminal, where no comment is edited before somebody's eyes."""
+    why = f" ({escape(reason, 400)})" if reason else ""
+    return f"The plan is let go{why}; nothing was changed. `/dispatch plan` makes a new one."
+
+
+@says
+def no_plan(*, verb: str, state: str = "", by: str = "") -> str:
+    """Nothing waits for a decision; `state` is what became of the last plan, "" where there never was one."""
+    became = {
+        PlanState.APPROVED: f"The last one was approved by {_person(by)} already.",
+        PlanState.DENIED: f"The last one was denied by {_person(by)}.",
+        PlanState.EXPIRED: "Nobody decided on the last one in time.",
+        PlanState.SUPERSEDED: "Something newer took the place of the last one.",
+        PlanState.CLOSED: "The last one ended when the issue was closed.",
+    }
+    said = became[PlanState(state)] if state in became else ""
+    return " ".join(part for part in (f"There is no plan to {_verb(verb)} here.", said, "`/dispatch plan` makes one.") if part)
+
+
+@says
+def plan_in_work(sprint: Json) -> str:
+    """A plan is still being made, or carried out."""
+    if sprint.get("planning"):
+        return (
+            f"The plan is still being made: this issue is {sprint_in_words(sprint)}. Decide when it is here; `/dispatch cancel` stops it."
+        )
+    return f"This issue is already {sprint_in_words(sprint)}: there is no plan to change any more. `/dispatch cancel` stops it."
 
 
 @says
@@ -664,16 +880,21 @@ def nothing_to_retry() -> str:
 
 
 @says
-def in_the_way(*, obstacles: Sequence[str], skipped: bool) -> str:
+def in_the_way(*, obstacles: Sequence[str], skipped: bool, verb: str = "run") -> str:
     """The guard: somebody else does this work, or does not want it done; each obstacle is a sentence without a full stop, as plain text."""
     unskip = "To take it off the list: `/dispatch unskip`. " if skipped else ""
     listed = _list([f"{escape(obstacle, 400)}" for obstacle in obstacles])
-    return f"Not started:\n\n{listed}\n\n{unskip}To start all the same: `/dispatch run force`."
+    return f"Not started:\n\n{listed}\n\n{unskip}To start all the same: `/dispatch {_verb(verb)} force`."
 
 
 @says
 def paused(pause: Json, now_ms: int, running: int, waiting: int) -> str:
     """A pause was set."""
+    if pause["scope"] == "provider":
+        end = f"It ends by itself in {duration(pause['until_ms'] - now_ms)}; earlier with" if pause["until_ms"] else "It ends with"
+        name = str(pause["provider"]).replace("`", "'")
+        passed = "It is passed over from the next model call on; where it is the only one, sprints wait"
+        return f"⏸️ {pause_in_words(pause)}. {passed}. {end} `/dispatch resume provider {name}`."
     what = "fleet" if pause["scope"] == "fleet" else "repo"
     runs = f"{plural(running, 'sprint')} running now will be finished" if running else "Nothing runs at the moment"
     held = f"what waits ({waiting:,}) keeps its place" if waiting else "what is asked for now waits"
@@ -685,14 +906,15 @@ def paused(pause: Json, now_ms: int, running: int, waiting: int) -> str:
 def resumed(pause: Json, now_ms: int, fleet: Json | None) -> str:
     """A pause was ended."""
     what = _scope(pause)
-    head = f"▶️ Resumed: {what} was paused for {duration(now_ms - pause['since_ms'])} by {_person(pause['by'])}."
+    held = "held" if pause.get("kind") == "breaker" else "paused"
+    head = f"▶️ Resumed: {what} was {held} for {duration(now_ms - pause['since_ms'])} by {_holder(pause)}."
     return f"{head} {_still(fleet) or 'What waited goes on now.'}"
 
 
 @says
-def nothing_to_resume(scope: str, fleet: Json | None) -> str:
+def nothing_to_resume(scope: str, fleet: Json | None, provider: str = "") -> str:
     """No pause held."""
-    what = "the whole fleet" if scope == "fleet" else "this repository"
+    what = f"the provider {code(provider)}" if provider else "the whole fleet" if scope == "fleet" else "this repository"
     return " ".join(part for part in (f"There is nothing to resume: {what} is not paused.", _still(fleet)) if part)
 
 
@@ -705,12 +927,22 @@ def pause_in_words(pause: Mapping[str, Any]) -> str:
     until = f" until {moment(pause['until_ms'])}" if pause["until_ms"] else ""
     why = f": {escape(pause['reason'])}" if pause["reason"] else ""
     what = _scope(pause)
-    return f"{what[0].upper()}{what[1:]} is paused by {_person(pause['by'])}{until}{why}"
+    if pause.get("kind") == "breaker":
+        tried = f"one is tried at {moment(pause['until_ms'])}" if pause["until_ms"] else "one is tried now"
+        return f"{what[0].upper()}{what[1:]} is held by the breaker{why}; {tried}"
+    return f"{what[0].upper()}{what[1:]} is paused by {_holder(pause)}{until}{why}"
+
+
+def _holder(pause: Mapping[str, Any]) -> str:
+    """Who holds: a person, else the words that stand there."""
+    return _person(pause["by"]) if pause.get("kind", "person") == "person" else str(pause["by"])
 
 
 def _scope(pause: Mapping[str, Any]) -> str:
     if pause["scope"] == "fleet":
         return "the whole fleet"
+    if pause["scope"] == "provider":
+        return f"the provider {code(pause['provider'])}"
     return "this repository" if pause["here"] else f"the repository {code(pause['repo'])}"
 
 
@@ -758,18 +990,30 @@ def explanation(
     skip: Json | None,
     now_ms: int,
     dead: int = 0,
+    plan: Json | None = None,
+    obstacles: Sequence[str] = (),
+    *,
+    looked: bool = True,
 ) -> str:
-    """Why things are as they are: where it stands now, then every decision about this issue, newest last.
+    """Why things are as they are: where it stands now, what is in the way of a start, then every decision about this issue, newest last.
 
-    `dead` counts deliveries, of any issue, that were given up: what is missing here may be in one of them.
+    `dead` counts deliveries, of any issue, that were given up: what is missing here may be in one of them. `looked` is False where the forge did
+    not answer.
     """
     lost = "delivery of the forge was" if dead == 1 else "deliveries of the forge were"
     given_up = f"\n\n⚠️ {dead:,} {lost} given up; `timmy-dispatch replay` shows them to the operator." if dead else ""
+    now = status(active, last, now_ms, pauses, skip, plan)
+    if obstacles:
+        now += "\n\n**In the way of a start now:**\n\n" + _list([escape(obstacle, 400) for obstacle in obstacles])
+    elif active is None and looked and not pauses and not skip:
+        now += "\n\nNothing is in the way of a start now."
+    if not looked and active is None:
+        now += "\n\nThe forge does not answer just now: what other people work on, and what this issue depends on, is not looked at."
     if not rows:
-        return f"{status(active, last, now_ms, pauses, skip)}\n\nNothing has been decided about this issue so far.{given_up}"
+        return f"{now}\n\nNothing has been decided about this issue so far.{given_up}"
     more = f"{hidden:,} older ones are left out.\n\n" if hidden else ""
     trail = "\n".join(f"- {moment(row['made_ms'])}: {decision_in_words(row)}" for row in rows)
-    return f"{status(active, last, now_ms, pauses, skip)}\n\n**How it came to this**, newest last:\n\n{more}{trail}{given_up}"
+    return f"{now}\n\n**How it came to this**, newest last:\n\n{more}{trail}{given_up}"
 
 
 def decision_in_words(row: Mapping[str, Any]) -> str:
@@ -778,6 +1022,8 @@ def decision_in_words(row: Mapping[str, Any]) -> str:
     match row["kind"]:
         case "admit":
             return "it was its turn: a slot was reserved."
+        case "breaker" if row["result"] == "probe":
+            return f"it may go although the breaker is open: {reason}."
         case "wait":
             return f"it waits ({_one_line(row['result'], 40)}): {reason}."
         case "requeue":
@@ -785,6 +1031,16 @@ def decision_in_words(row: Mapping[str, Any]) -> str:
         case "settle":
             detail = f": {reason}" if reason and reason != escape(row["result"]) else ""
             return f"the sprint ended as {_one_line(row['result'], 40).replace('_', ' ')}{detail}."
+        case kind if kind.startswith("watchdog "):
+            return f"{escape(row['actor'], 60)} acted ({_one_line(row['result'], 40)}): {reason}."
+        case "plan_end":
+            return f"the plan is let go ({_one_line(row['result'], 40)}): {reason}."
+        case "pull":
+            return f"{reason}."
+        case "review":
+            return f"the review by {_person(row['actor'])} that requests changes was {reason}."
+        case "plan_again":
+            return f"the plan waits for approval again: {reason}."
     asked = f"{_person(row['actor'])} asked for {code(row['kind'], 40)}"
     meaning = {
         "ok": reason,
@@ -873,6 +1129,39 @@ def fleet(workers: Sequence[Json], rows: Sequence[Json], hidden: int, pauses: Se
     return "\n\n".join(blocks)
 
 
+_SEEN = {"ok": "🟢", "warn": "🟡", "failing": "🔴", "unknown": "⚪"}
+
+
+@says
+def watchdog(rows: Sequence[Json], now_ms: int) -> str:
+    """The probes of the watchdog, and what each sees."""
+    if not rows:
+        return "The watchdog has not looked yet: it is switched off, or the service has just been started."
+    bad = sum(row["verdict"] != "ok" for row in rows if row["ran_ms"])
+    head = f"{plural(len(rows), 'probe')}, {bad:,} with something to tell." if bad else f"{plural(len(rows), 'probe')}, all is well."
+    lines = ["| Probe | Verdict | Looked | What it sees |", "|---|---|---|---|"]
+    for row in rows:
+        seen = [escape(text, 200) for text in row["reasons"]]
+        seen += [f"{row['more']:,} more"] if row["more"] else []
+        seen += [f"{row['hidden']:,} in other repositories"] if row["hidden"] else []
+        if row["acted_ms"]:
+            seen.append(f"last action {duration(now_ms - row['acted_ms'])} ago: {escape(row['acted'], 40)}")
+        if row["wished"]:
+            seen.append("asked to act now")
+        looked = f"{duration(now_ms - row['ran_ms'])} ago" if row["ran_ms"] else "not yet"
+        verdict = f"{_SEEN.get(row['verdict'], '')} {row['verdict']}" if row["ran_ms"] else ""
+        policy = " (may act)" if row["policy"] == "act" else ""
+        lines.append(f"| {_cell(code(row['name'], 40))}{policy} | {verdict} | {looked} | {_cell('; '.join(seen))} |")
+    return head + "\n\n" + "\n".join(lines)
+
+
+@says
+def watchdog_wished(names: Sequence[str]) -> str:
+    """Probes were asked to act."""
+    listed = ", ".join(code(name, 40) for name in names) or "nothing"
+    return f"The watchdog looks now and does what helps: {listed}. `/dispatch watchdog` shows in a moment what came of it; a pause holds it."
+
+
 @says
 def prompt_text(text: str, comments: int) -> str:
     """The self-contained prompt, folded; in a fence it can be copied as it is, and nothing in it acts."""
@@ -914,6 +1203,41 @@ def not_permitted(login: str, verb: str, needs: str, has: str) -> str:
         f"Not done: `/dispatch {_verb(verb)}` needs {wanted} here, and {_person(login)} has {level}. "
         "Somebody with that right can ask for it; nothing was started."
     )
+
+
+@says
+def addressed() -> str:
+    """A comment mentions the bot and commands nothing; said once in an issue."""
+    return (
+        "I act on commands only, so that people can talk about me as well as to me. `/dispatch run` at the start of a line starts work on this "
+        "issue, with your words after it as instructions; `/dispatch help` lists the rest."
+    )
+
+
+@says
+def not_permitted_mention(login: str) -> str:
+    """The issue's text mentions the bot, and who wrote it has no write access."""
+    return (
+        f"Not started: {_person(login)} mentions me in this issue, but has no write access here. "
+        "Somebody with write access can read the issue and ask with `/dispatch run`."
+    )
+
+
+@says
+def not_permitted_assignment(login: str) -> str:
+    """The bot was assigned by somebody without the right."""
+    return (
+        f"Not started: {_person(login)}, who assigned me, has no write access here. "
+        "Somebody with write access can read the issue and ask with `/dispatch run`."
+    )
+
+
+@says
+def commands_off(ways: Sequence[str]) -> str:
+    """The setting `triggers` leaves comments out."""
+    how = {"label": "put the trigger label on", "assignment": "assign the issue to me", "mention": "mention me in the issue's text"}
+    known = [how[way] for way in ways if way in how]
+    return f"Not started: a comment starts nothing in this repository. {'To start: ' + ', or '.join(known) if known else 'Nothing else does'}."
 
 
 @says
@@ -982,12 +1306,15 @@ def report(figures: Json) -> str:
     ]
     lines = [f"**{name}:** {_report_counts(counts)}" for name, counts in rest if counts]
     lines += [f"**Provider down:** {code(outage['name'])} ({escape(outage['reason'], 100)})" for outage in figures["outages"][:LISTED]]
+    if figures.get("downtimes"):
+        lines.append("**Provider outages:**\n" + "\n".join(f"- {downtime_in_words(row)}" for row in figures["downtimes"][:LISTED]))
     return "\n\n".join([*blocks, *lines])
 
 
 def _report_sums(figures: Json, asked: int) -> str:
     outcomes = _report_counts(figures["outcomes"]) or "none"
     pulls = f"{figures['opened']:,} opened, {figures['merged']:,} merged, {figures['closed']:,} closed without a merge"
+    pulls += f", {figures['reverted']:,} reverted" if figures.get("reverted") else ""
     per_merged = "" if figures["usd_per_merged"] is None else f", {money(figures['usd_per_merged'])} per merged pull request"
     failed = f", {figures['failed_calls']:,} of them failed" if figures["failed_calls"] else ""
     rows = [
@@ -1025,6 +1352,12 @@ def _report_failures(failures: Sequence[Json]) -> str:
     return "\n".join(lines)
 
 
+def downtime_in_words(row: Mapping[str, Any]) -> str:
+    """How often and how long one provider was away."""
+    longest = f", the longest {duration(row['longest_ms'])}" if row["count"] > 1 else ""
+    return f"{code(row['name'])}: {plural(row['count'], 'outage')}, {duration(row['total_ms'])} together{longest} ({escape(row['reason'], 100)})"
+
+
 def _report_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{escape(str(name).replace('_', ' '), 60)} {count:,}" for name, count in list(counts.items())[:LISTED])
 
@@ -1057,9 +1390,109 @@ def not_our_pull() -> str:
 
 
 @says
-def our_pull(issue: int) -> str:
-    """A pull request of the bot's own."""
-    return f"Not started: this is my pull request for #{issue}. Ask there: `/dispatch retry` on that issue starts again, with your words after it."
+def pull_over(pull: int, state: str) -> str:
+    """A follow-up was asked for on a pull request that is merged or closed."""
+    if state == "merged":
+        return f"Not started: pull request #{pull} is merged. What is still to do belongs into a new issue, or comment `/dispatch run` on the old one."
+    return f"Not started: pull request #{pull} is closed. Open it again and ask once more, or begin anew with `/dispatch run` on its issue."
+
+
+@says
+def nothing_to_follow() -> str:
+    """A follow-up was asked for on an issue that has no pull request of ours."""
+    return "Not started: this issue has no open pull request of mine to go on with. `/dispatch run` begins one."
+
+
+@says
+def issue_gone(issue: int) -> str:
+    """Our pull request's issue cannot be read any more."""
+    return f"Not done: this pull request belongs to issue #{issue}, and I cannot find that issue any more."
+
+
+@says
+def not_permitted_review(login: str) -> str:
+    """Somebody without the right requests changes."""
+    return (
+        f"Not started: {_person(login)} requests changes, but has no write access here. "
+        "Somebody with write access can ask for them: a review of their own, or a comment `/dispatch run` with what to do after it."
+    )
+
+
+@says
+def follow_up_begins(*, source: str, login: str, issue: int, why: str) -> str:
+    """On the pull request: a review or a red check is taken up."""
+    if source == Source.CHECKS:
+        head = f"🔧 **Red: {escape(why)}.** I try to mend what I pushed"
+    else:
+        head = f"🔧 **I take up the review by {_person(login)}**, with every unresolved comment"
+    return f"{head}, on this branch. How it goes is told on #{issue}; `/dispatch cancel` stops it."
+
+
+@says
+def checks_same(*, why: str, tries: int) -> str:
+    """Red in the same way as before the last follow-up."""
+    return (
+        f"🛑 **Still red: {escape(why)}**, in the same way as before my last follow-up, so I stop here ({plural(tries, 'try')} so far). "
+        "`/dispatch run` with a hint after it goes on."
+    ).replace("trys", "tries")
+
+
+@says
+def checks_tried(*, why: str, tries: int) -> str:
+    """As many follow-ups as are allowed did not make it green."""
+    return (
+        f"🛑 **Still red: {escape(why)}**. I tried {'once' if tries == 1 else f'{tries} times'} and leave it to you now. "
+        "`/dispatch run` with a hint after it goes on."
+    )
+
+
+@says
+def round_ended(
+    *,
+    issue: int,
+    outcome: str,
+    reason: str,
+    detail: str,
+    head: str,
+    summary: str,
+    remarks: Sequence[Json],
+    ask_review: Sequence[str],
+) -> str:
+    """On the pull request: what a follow-up came to, remark by remark; `ask_review` are asked for a review again beside it."""
+    match OutcomeKind(outcome):
+        case OutcomeKind.UPDATED:
+            line = f"✅ **Updated** with {code(head[:SHORT_SHA])}."
+        case OutcomeKind.NO_CHANGE:
+            line = "🟰 **Nothing was changed.**"
+        case OutcomeKind.BUDGET:
+            line = f"⏸️ **Stopped at a limit{f' ({escape(reason)})' if reason else ''}.**"
+        case OutcomeKind.REFUSED:
+            line = "⛔ **Nothing was pushed.**"
+        case _:
+            line = f"❌ **Failed.** {failure_in_words(reason)[0]}"
+    if outcome != OutcomeKind.UPDATED and outcome in (OutcomeKind.BUDGET, OutcomeKind.FAILED):
+        line += f" What there is so far is in {code(head[:SHORT_SHA])}, as a draft." if head else " Nothing was pushed."
+    said = quoted(summary or detail) if outcome in (OutcomeKind.UPDATED, OutcomeKind.NO_CHANGE) else escape(detail, 600)
+    answered = "\n".join(f"- {_remark_answered(remark)}" for remark in remarks[:50])
+    return "\n\n".join(
+        part
+        for part in (
+            line,
+            f"The agent says:\n\n{said}" if said.startswith("> ") and said != "> " else said.removeprefix("> "),
+            f"**The comments, one by one:**\n\n{answered}" if answered else "",
+            f"Please look again: {', '.join(_person(login) for login in ask_review[:LISTED])}." if ask_review else "",
+            f"<sub>Details on #{issue}</sub>",
+        )
+        if part.strip()
+    )
+
+
+def _remark_answered(remark: Mapping[str, Any]) -> str:
+    if remark["said"]:
+        what = escape(remark["said"], 500)
+    else:
+        what = "the file was changed; the agent says nothing more about it" if remark["changed"] else "not changed in this round"
+    return f"{code(remark['where'])} ({_person(remark['author'])}): {what}"
 
 
 @says

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,14 +12,18 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from bot.config import RepositorySettings, Settings
-from bot.gitea.errors import ForgeError, is_transient
+from bot.gitea.errors import ForgeError, is_transient, may_recover
 from bot.gitea.forge import Forge
-from bot.store import Store, cursors, pauses, sprints
+from bot.repo_config import FILE, MAX_BYTES, RepoConfig, not_a_file, parse_repo_config
+from bot.store import Store, cursors, pauses, plans, sprints
 
 log = structlog.get_logger()
 
 FACT = "repositories"
+CAPS = "open_pr_caps"
 RECORD_SECONDS = 60.0
+# A person who mends the file and asks again should meet what it says now.
+CONFIG_SECONDS = 5.0
 DECIDING = ("archived", "empty", "default_branch", "has_pull_requests")
 
 
@@ -25,6 +31,32 @@ def known_repositories(conn: Connection) -> dict[int, tuple[str, str]]:
     """Repository id -> (name in the configuration, name of today), as the service learnt them."""
     known = cursors.get(conn, FACT) or {}
     return {int(key): (entry["configured"], entry["full_name"]) for key, entry in known.items()}
+
+
+def open_pr_caps(conn: Connection) -> dict[int, int]:
+    """Repository id -> the most open pull requests of the bot that its `.dispatch.yml` allows, where it says so."""
+    return {int(key): int(value) for key, value in (cursors.get(conn, CAPS) or {}).items()}
+
+
+def _remember_cap(conn: Connection, repo_id: int, most: int | None) -> None:
+    caps = {key: value for key, value in (cursors.get(conn, CAPS) or {}).items() if key != str(repo_id)}
+    cursors.put(conn, CAPS, caps | ({} if most is None else {str(repo_id): most}))
+
+
+def read_config(found: Any) -> RepoConfig:
+    """The `.dispatch.yml` in an answer of `Forge.content`."""
+    if found is None:
+        return RepoConfig()
+    if not isinstance(found, dict) or found.get("type") != "file":
+        return not_a_file()
+    content = found.get("content")
+    if not isinstance(content, str):
+        # A file that the server finds too large to send has no content here.
+        return parse_repo_config(b"\n" * min(int(found.get("size") or 0), MAX_BYTES + 1))
+    try:
+        return parse_repo_config(base64.b64decode(content))
+    except binascii.Error:
+        return not_a_file()
 
 
 class Repositories:
@@ -37,6 +69,7 @@ class Repositories:
         self._configured: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._records: dict[int, tuple[float, Mapping[str, Any]]] = {}
+        self._configs: dict[int, tuple[float, RepoConfig]] = {}
 
     async def load(self) -> None:
         """Reads what is known, then asks the forge for what is not."""
@@ -108,6 +141,7 @@ class Repositories:
 
         def write(conn: Connection) -> None:
             sprints.renamed(conn, repo_id, full_name)
+            plans.renamed(conn, repo_id, full_name)
             pauses.renamed(conn, repo_id, full_name)
 
         await self._store.write(write)
@@ -124,6 +158,27 @@ class Repositories:
         full_name = await self._forge.resolve(repo_id)
         await self.renamed(repo_id, full_name)
         return full_name
+
+    async def config(self, repo_id: int, *, fresh: bool = False) -> RepoConfig:
+        """What `.dispatch.yml` of the default branch says, at most CONFIG_SECONDS old; raises ForgeError.
+
+        Always that branch: whoever may push another one, or name it with `base=`, must not choose by which rules their work is judged.
+        """
+        known = self._configs.get(repo_id)
+        if known is not None and not fresh and time.monotonic() - known[0] < CONFIG_SECONDS:
+            return known[1]
+        try:
+            found = await self._forge.content(self._names[repo_id], FILE) if repo_id in self._names else None
+        except ForgeError as error:
+            if may_recover(error):
+                raise
+            log.warning("repositories.no_config", repo_id=repo_id, error=str(error))
+            found = None
+        config = read_config(found)
+        self._configs[repo_id] = (time.monotonic(), config)
+        if known is None or known[1].file.max_open_prs != config.file.max_open_prs:
+            await self._store.write(lambda conn: _remember_cap(conn, repo_id, config.file.max_open_prs))
+        return config
 
     async def record(self, repo_id: int) -> Mapping[str, Any]:
         """The forge's record of the repository, at most RECORD_SECONDS old; raises ForgeError."""

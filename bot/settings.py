@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from bot.models import Limits, StateLabel
 
@@ -147,6 +147,12 @@ def _issue(text: str) -> str:
     return text
 
 
+def _session(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+        raise UnfitError(f"'{name}' is no name of a tmux session", "write up to 40 letters, digits, - and _")
+    return name
+
+
 def _user(uid: int) -> int:
     if uid == NOBODY:
         raise UnfitError(
@@ -165,6 +171,9 @@ Hours = Annotated[str, AfterValidator(_hours)]
 TimeZone = Annotated[str, AfterValidator(_timezone)]
 OptionalIssue = Annotated[str, AfterValidator(_issue)]
 Rank = Annotated[int, Field(ge=1, le=9)]
+Profile = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Trigger = Literal["label", "command", "assignment", "mention"]
+TRIGGERS: tuple[Trigger, ...] = ("label", "command", "assignment", "mention")
 
 
 class Model(BaseModel):
@@ -307,11 +316,52 @@ class ReportSettings(Model):
     hours: int = Field(default=24, ge=1, le=720, description="The window it covers (hours).")
 
 
+class LaneSettings(Model):
+    """Workers in the panes of a tmux session, for who wants to see them work: `timmy-dispatch lanes up`."""
+
+    workers: int = Field(
+        default=2, ge=1, le=32, description="Panes that `lanes up` makes where no number is given, each an ordinary worker."
+    )
+    restart: Literal["never", "on_failure", "always"] = Field(
+        default="on_failure",
+        description="What happens to a lane whose worker ended by itself: `on_failure` starts it again after a crash, a kill or a vanished pane; "
+        "`always` also after a fault of the configuration. What a person stopped is never started again.",
+    )
+    session: Annotated[str, AfterValidator(_session)] = Field(
+        default="timmy-dispatch", description="Name of the tmux session, and of the tmux server's socket (in the state folder)."
+    )
+    check_seconds: float = Field(default=5.0, gt=0, description="How often `serve` looks after the panes (seconds).")
+    backoff_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Distance to the first restart of a lane (seconds); it doubles up to ten minutes while the lane keeps dying.",
+    )
+    snapshots: int = Field(default=50, ge=1, le=10_000, description="Snapshots of the panes that are kept in the state folder.")
+
+
 class ExportSettings(Model):
     """Files for other programs, written from the database to the folder `exports` of the state folder."""
 
     enabled: bool = Field(default=True, description="Whether results.csv and one log file a sprint are written.")
     every_seconds: float = Field(default=60.0, gt=0, description="How often what is new is added (seconds).")
+
+
+class CollectorSettings(Model):
+    """Samples of the fleet and its machine: gauges for Prometheus, and metrics.jsonl, events.jsonl and last_state.json for other programs."""
+
+    enabled: bool = Field(default=True, description="Whether the leader of this state folder takes samples.")
+    every_seconds: float = Field(default=60.0, gt=0, le=3600, description="How often a sample is taken (seconds).")
+    deadline_seconds: float = Field(
+        default=10.0, gt=0, description="Time each source has to answer; one that has not is recorded as unknown (seconds)."
+    )
+    folder: Path | None = Field(
+        default=None, description="Folder (mode 0700) of the files, never inside a git repository; left out: `telemetry` in the state folder."
+    )
+    rotate_bytes: int = Field(default=16_777_216, ge=65_536, description="Size at which a file is set aside and a new one begun (bytes).")
+    keep_files: int = Field(default=10, ge=1, description="Files set aside that are kept, of each kind.")
+    repositories_a_sample: int = Field(
+        default=4, ge=1, le=100, description="Most repositories that the forge is asked about in one sample; the others have their turn next."
+    )
 
 
 class RetentionSettings(Model):
@@ -327,6 +377,104 @@ class RetentionSettings(Model):
     )
     workspaces_days: float = Field(default=7.0, gt=0, description="Folders, and kept patches, of sprints that are over.")
     logs_days: float = Field(default=90.0, gt=0, description="Log files of sprints in `exports`.")
+
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+
+class PauseHoursSettings(Model):
+    """Hours in which nothing new starts; what runs is finished, what waits is kept."""
+
+    hours: Hours = Field(
+        description="First and last minute, such as 22:00-06:00; the end may lie on the next day.", examples=["22:00-06:00"]
+    )
+    days: tuple[Day, ...] = Field(default=(), description="Days on which the hours begin, such as [sat, sun]; empty: every day.")
+    timezone: TimeZone = Field(default="UTC", description="Time zone of the hours, such as Europe/Berlin.")
+    reason: str = Field(default="", max_length=200, description="What people are told.")
+
+
+class BreakerSettings(Model):
+    """The automatic breaker: after failures in a row that are the fleet's own, nothing starts but one try at a time."""
+
+    failures: int = Field(default=5, ge=0, le=50, description="Sprints in a row that must fail for no fault of their task; 0: no breaker.")
+    scopes: tuple[Literal["fleet", "repository", "provider"], ...] = Field(
+        default=("fleet", "repository"),
+        description="What it watches and holds. The fleet's opens only where more than one repository failed, if repositories have their own.",
+    )
+    first_probe_seconds: float = Field(
+        default=300.0, gt=0, description="Time until the first try (seconds); it doubles with each that fails."
+    )
+    max_probe_seconds: float = Field(default=3600.0, gt=0, description="Most time between two tries (seconds).")
+
+
+def _policy(value: object) -> object:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
+ProbePolicy = Annotated[Literal["off", "watch", "act"], BeforeValidator(_policy)]
+ModelName = Annotated[str, Field(max_length=200, pattern=r"^(?:[A-Za-z0-9][A-Za-z0-9_./:@+-]*)?$")]
+
+
+class ExpectedModel(Model):
+    """What a Hermes profile should run; an empty provider means that any will do."""
+
+    provider: ModelName = Field(default="", description="Provider, as the profile's configuration names it.")
+    model: ModelName = Field(min_length=1, description="Model.")
+
+
+class WatchdogSettings(Model):
+    """Probes that look at the fleet by the clock, and act on what they find only where told to."""
+
+    enabled: bool = Field(default=True, description="Whether the probes run.")
+    policy: dict[str, ProbePolicy] = Field(
+        default={},
+        description='What a probe may do, by its name, such as {"stuck": "act", "webhook": "off"}: `off`, `watch` (look and tell; the default), `act`.',
+    )
+    every_seconds: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="How often a probe looks, by its name (seconds), where that differs from its own period."
+    )
+    backoff_minutes: float = Field(
+        default=60.0, gt=0, description="Least time between two actions on the same thing (minutes); it doubles with each, up to a day."
+    )
+    actions_per_hour: int = Field(default=6, ge=0, description="Most actions of all probes together in an hour; 0: none at all.")
+    expect: dict[Profile, ExpectedModel] = Field(
+        default={},
+        description='Model that each Hermes profile should run, such as {"default": {"provider": "nous", "model": "hermes-4"}}; `default` is the root.',
+    )
+    hermes_home: Path | None = Field(
+        default=None, description="Hermes' folder; left out: that of the provider with `from_hermes`, else $HERMES_HOME, else ~/.hermes."
+    )
+    stuck_minutes: float = Field(
+        default=30.0, gt=0, description="Time without a step after which a sprint counts as stuck (minutes); checks get their own time on top."
+    )
+    webhook_silent_minutes: float = Field(
+        default=90.0, gt=0, description="Time without a delivery after which Gitea is asked for a test delivery (minutes)."
+    )
+    disk_warn_bytes: int = Field(default=5 * 1024**3, ge=0, description="Free space of the state folder below which the disk is a warning (bytes).")
+    disk_failing_bytes: int = Field(default=1024**3, ge=0, description="The same for failing (bytes).")
+    prometheus_url: OptionalUrl = Field(
+        default="", description="Address of Prometheus, such as http://127.0.0.1:9090; empty: it is not looked at."
+    )
+    alertmanager_url: OptionalUrl = Field(
+        default="", description="Address of Alertmanager, such as http://127.0.0.1:9093; empty: it is not looked at."
+    )
+
+
+class FollowUpSettings(Model):
+    """How the bot goes on with its own open pull requests, on the same branch."""
+
+    reviews: bool = Field(default=True, description="Whether a review that requests changes starts a follow-up.")
+    checks: bool = Field(default=True, description="Whether a red check on what the bot pushed starts a follow-up.")
+    check_tries: int = Field(
+        default=2, ge=1, le=10, description="Follow-ups by red checks of one issue in a row, before a person has to ask again."
+    )
+    settle_seconds: float = Field(
+        default=20.0, ge=0, description="Time from the first red check to the look at all of them (seconds); while one is pending it begins anew."
+    )
+    no_fix_label: str = Field(
+        default="dispatch/no-fix", description="Label of an issue or a pull request whose red checks are left to people; it must not be exclusive."
+    )
 
 
 class RepositorySettings(Model):
@@ -349,8 +497,19 @@ class RepositorySettings(Model):
     )
     protected_paths: tuple[str, ...] = Field(default=(), description="Paths the agent may not change here, beside the built-in ones.")
     provider: str = Field(default="", description="Name of the provider to begin with here; empty: the first of the list.")
+    fix_checks: bool | None = Field(default=None, description="Whether a red check starts a follow-up here; left out: as `follow_ups.checks`.")
+    triggers: tuple[Trigger, ...] | None = Field(
+        default=None, description="What starts a sprint here, where that differs from the top-level `triggers`."
+    )
     roles: dict[str, Literal["read", "write", "admin", "operator"]] = Field(
         default={}, description="Level a command needs here, by its name, where that is higher than usual; a lower one changes nothing."
+    )
+    pause_hours: tuple[PauseHoursSettings, ...] = Field(
+        default=(), description="Hours in which nothing new starts here, beside the top-level `pause_hours`."
+    )
+    plan_first: bool = Field(
+        default=False,
+        description="Whether what nobody writes a comment for (label, assignment, backlog) begins with a plan that a person approves.",
     )
     launcher: RepositoryLauncherSettings = Field(
         default=RepositoryLauncherSettings(),
@@ -409,6 +568,9 @@ class ProviderSettings(Model):
     price: PriceSettings = Field(default=PriceSettings(), description="What it costs; without a price the money limit cannot hold.")
     idle_seconds: float = Field(default=300.0, gt=0, description="Silence after which a call is given up (seconds).")
     call_seconds: float = Field(default=900.0, gt=0, description="Most time of one call (seconds).")
+    pause_hours: tuple[PauseHoursSettings, ...] = Field(
+        default=(), description="Hours in which this provider is passed over; it needs a `name`, and `from_hermes` has none."
+    )
     from_hermes: bool = Field(
         default=False, description="Take address, model and key from the Hermes login of this machine instead; nothing of it is changed."
     )
@@ -475,6 +637,11 @@ class Settings(Model):
     )
     pages: PagesSettings = Field(default=PagesSettings(), description="The web pages, and who may read them.")
     trigger_label: Annotated[str, AfterValidator(_trigger)] = Field(default="dispatch", description="Label that starts a sprint.")
+    triggers: tuple[Trigger, ...] = Field(
+        default=TRIGGERS,
+        description="What starts a sprint, beside the backlog: the label, `/dispatch` in a comment, assigning the issue to the bot's account, "
+        "mentioning it in the issue's text.",
+    )
     state_dir: Path = Field(description="Folder (mode 0700) for the database and the sprints' work.", examples=["/var/lib/timmy-dispatch"])
     database: Annotated[str, AfterValidator(_database)] = Field(
         default="", description="sqlite:/// or postgresql:// address; empty: a SQLite file in the state folder."
@@ -487,21 +654,38 @@ class Settings(Model):
     allow_bots: tuple[str, ...] = Field(default=(), description="Bot accounts that may trigger, if their access allows it.")
     limits: LimitSettings = Field(default=LimitSettings(), description="The most one sprint may use; a comment may only lower it.")
     queue: QueueSettings = Field(default=QueueSettings(), description="Who goes next, and how many at once.")
+    pause_hours: tuple[PauseHoursSettings, ...] = Field(
+        default=(), description="Hours in which nothing new starts anywhere; the fleet counts as paused."
+    )
+    breaker: BreakerSettings = Field(
+        default=BreakerSettings(), description="What happens when sprints fail in a row for no fault of their tasks."
+    )
     providers: tuple[ProviderSettings, ...] = Field(min_length=1, description="Model endpoints, tried in this order.")
     engine: str = Field(default="loop", min_length=1, description="Agent engine; `loop` is the built-in one.")
     sandbox: SandboxSettings = Field(default=SandboxSettings(), description="The wall round everything the model runs.")
     reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="How missed deliveries are found.")
+    follow_ups: FollowUpSettings = Field(
+        default=FollowUpSettings(), description="How the bot goes on with its own open pull requests."
+    )
     launcher: LauncherSettings = Field(
         default=LauncherSettings(), description="The backlog: which open issue is taken next while nobody asks."
     )
+    lanes: LaneSettings = Field(default=LaneSettings(), description="Workers in panes of tmux.")
     report: ReportSettings = Field(default=ReportSettings(), description="The morning report.")
     exports: ExportSettings = Field(default=ExportSettings(), description="results.csv and the log files of sprints.")
+    collector: CollectorSettings = Field(default=CollectorSettings(), description="Samples of the fleet and its machine, every minute.")
+    watchdog: WatchdogSettings = Field(
+        default=WatchdogSettings(), description="Probes that look at the fleet by the clock, and act only where told to."
+    )
     retention: RetentionSettings = Field(default=RetentionSettings(), description="How long what is over is kept.")
     timing: EngineSettings = Field(default=EngineSettings(), description="Leases, ticks and throttles; rarely touched.")
     protected_paths: tuple[str, ...] = Field(default=(), description="Paths the agent may not change anywhere, beside the built-in ones.")
     skip_labels: tuple[str, ...] = Field(
         default=("wontfix", "invalid", "duplicate", "question"),
         description="Labels of an issue that is not worked on unless somebody asks with `run force`.",
+    )
+    plan_hours: float = Field(
+        default=72.0, gt=0, le=720, description="Time a plan waits for somebody's `/dispatch approve` before it is let go (hours)."
     )
     commands_per_comment: int = Field(default=5, ge=1, description="Most commands obeyed in one comment.")
     commands_per_person: int = Field(default=10, ge=1, description="Most commands of one person in `commands_window_minutes`.")
@@ -513,10 +697,22 @@ class Settings(Model):
         wanted = full_name.casefold()
         return next((repo for repo in self.repositories if repo.name.casefold() == wanted), None)
 
+    def triggers_of(self, repository: RepositorySettings) -> tuple[Trigger, ...]:
+        """What starts a sprint in one repository."""
+        return self.triggers if repository.triggers is None else repository.triggers
+
     def launcher_of(self, repository: RepositorySettings) -> LauncherSettings:
         """The launcher's settings in one repository: those of the fleet, with what the repository says otherwise."""
         own = {name: value for name, value in repository.launcher if value not in (None, "")}
         return self.launcher.model_copy(update=own)
+
+    def telemetry_dir(self) -> Path:
+        """Where the collector writes."""
+        return self.collector.folder or self.state_dir / "telemetry"
+
+    def fixes_checks(self, repository: RepositorySettings) -> bool:
+        """Whether red checks start follow-ups in one repository."""
+        return self.follow_ups.checks if repository.fix_checks is None else repository.fix_checks
 
     def database_url(self) -> str:
         """The SQLAlchemy URL of the one database: what is configured, else a SQLite file in the state folder."""
@@ -524,7 +720,9 @@ class Settings(Model):
 
 
 def record(annotation: Any) -> type[BaseModel] | None:
-    """The settings record an annotation speaks of: itself, or the item of a tuple; None for plain values."""
+    """The settings record an annotation speaks of: itself, or the item of a tuple; None for plain values and for mappings by name."""
+    if get_origin(annotation) is dict:
+        return None
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation if issubclass(annotation, BaseModel) else None
     return next((found for inner in get_args(annotation) if (found := record(inner))), None)

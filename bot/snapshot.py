@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from bot.models import IN_FLIGHT, RUNNING, SprintState, WaitingReason
+from bot.models import IN_FLIGHT, RUNNING, Breaker, SprintState, WaitingReason
 
 
 class WorkerState(StrEnum):
@@ -48,9 +48,41 @@ class Fault(StrEnum):
     PROBE_FAILING = "probe_failing"
 
 
+class Sampled(StrEnum):
+    """What the collector samples; the label `collector` of its metrics."""
+
+    TMUX = "tmux"
+    PROCESSES = "processes"
+    CRON = "cron"
+    GITEA = "gitea"
+    SPRINTS = "sprints"
+    DISK = "disk"
+    PROVIDERS = "providers"
+
+
+class PaneState(StrEnum):
+    """What a pane of a lane does."""
+
+    ACTIVE = "active"
+    IDLE = "idle"
+    DEAD = "dead"
+
+
+class Place(StrEnum):
+    """What takes room in the state folder."""
+
+    DATABASE = "database"
+    SPRINTS = "sprints"
+    EXPORTS = "exports"
+    TELEMETRY = "telemetry"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One piece of evidence: `code` is a Fault, or `stalled`, `paused`, `active`, `queued`, `waiting`, `empty`; `detail` a sentence with the figures."""
+    """One piece of evidence: `code` is a Fault, or `stalled`, `paused`, `active`, `queued`, `waiting`, `empty`, `provider_paused`.
+
+    `detail` is a sentence with the figures.
+    """
 
     code: str
     detail: str
@@ -80,6 +112,87 @@ class WorkerBeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Collected:
+    """What the collector of this host saw last. `succeeded_ms` is by source its last success (before the first: its first try).
+
+    `gauges` are by metric (without prefix) its values by their labels.
+    """
+
+    succeeded_ms: Mapping[str, int] = field(default_factory=dict)
+    gauges: Mapping[str, Mapping[tuple[str, ...], float]] = field(default_factory=dict)
+
+
+class ProbeVerdict(StrEnum):
+    """What a probe of the watchdog found; `unknown` where it could not tell. Of several targets the worst counts."""
+
+    OK = "ok"
+    WARN = "warn"
+    UNKNOWN = "unknown"
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look of a probe found of one target. `evidence` holds figures (JSON values) for the row, `reason` is a sentence for people.
+
+    `repo_id` is 0 for what belongs to no repository, `issue` 0 for what belongs to no issue; `provider` names the provider of the chain it is
+    about. `mendable` says that the probe's action could help.
+    """
+
+    target: str
+    verdict: ProbeVerdict
+    reason: str
+    evidence: Mapping[str, object] = field(default_factory=dict)
+    repo_id: int = 0
+    issue: int = 0
+    provider: str = ""
+    mendable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTarget:
+    """What a probe found of one thing it looks at, since when, and what was done about it.
+
+    `repo_id` is 0 for what belongs to no repository. `acts` counts the actions since it was last well for a while; `acted_ms` is None while there
+    was none, `act_result` what the last one came to.
+    """
+
+    name: str
+    verdict: ProbeVerdict
+    reason: str
+    since_ms: int
+    repo_id: int = 0
+    acts: int = 0
+    acted_ms: int | None = None
+    act_result: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeState:
+    """One probe of the watchdog: the worst of its targets, the end of its last run (Unix ms), and when it is due again.
+
+    `broken` says that it did not come to a verdict by its own fault (it raised, or did not end), `reason` is "" where the targets say all.
+    `policy` is what the settings let it do; `wished_by` who asked for a run that has not begun.
+    """
+
+    name: str
+    verdict: ProbeVerdict
+    ran_ms: int
+    due_ms: int
+    broken: bool = False
+    reason: str = ""
+    policy: str = ""
+    wished_by: str = ""
+    targets: tuple[ProbeTarget, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """Its own reason, or that of its worst target."""
+        worst = next((target for target in self.targets if target.verdict is self.verdict), None)
+        return self.reason or (f"{worst.name}: {worst.reason}" if worst else "")
+
+
+@dataclass(frozen=True, slots=True)
 class FleetSnapshot:
     """All facts about the fleet that survive a restart, read in one transaction. Moments are Unix ms, None while unknown (never 0).
 
@@ -90,7 +203,10 @@ class FleetSnapshot:
     none. `last_success_ms` is the last `pull_request` or `updated`, `last_delivery_ms` the last authentic delivery. `inbox_backlog` counts rows
     not done, `inbox_dead` those given up; `outbox_backlog` those not yet shown. `paused` is a pause of the whole fleet by a person or a schedule;
     `paused_until_ms` is None where only a person ends it.
-    `providers` tells of each provider tried so far whether it is available; one not yet tried is absent.
+    `providers` tells of each provider tried so far whether it is available; one not yet tried is absent. `probes` are those of the watchdog that
+    ran and are not overdue by far.
+    `collected` is what the collector of the reader's host saw last.
+    `paused_providers` says of each provider that is paused who paused it, which is no fault; `breakers` are the open ones.
     """
 
     now_ms: int
@@ -113,6 +229,10 @@ class FleetSnapshot:
     paused_until_ms: int | None = None
     paused_reason: str = ""
     providers: Mapping[str, bool] = field(default_factory=dict)
+    paused_providers: Mapping[str, str] = field(default_factory=dict)
+    breakers: tuple[Breaker, ...] = ()
+    probes: tuple[ProbeState, ...] = ()
+    collected: Collected = field(default_factory=Collected)
 
     @property
     def held(self) -> int:

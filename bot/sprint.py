@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,16 +15,18 @@ from typing import Any, NoReturn
 import structlog
 from sqlalchemy.engine import Connection
 
-from bot import guard, prompt, replies
+from bot import feedback, guard, prompt, replies, rounds
 from bot.agents import AgentEnd, AgentJob, AgentResult, Engine
 from bot.authorise import Denied, NotYet
 from bot.config import RepositorySettings, Settings
 from bot.decide import Decider
 from bot.failpoints import Failpoints
+from bot.feedback import Feedback
 from bot.gitea.errors import Forbidden, ForgeError, Moved, NotFound, may_recover
 from bot.gitea.forge import Forge
 from bot.lease import Fenced, Lease
 from bot.models import (
+    REVISES_PLAN,
     Actor,
     EventKind,
     FailureReason,
@@ -34,6 +36,9 @@ from bot.models import (
     Outcome,
     OutcomeKind,
     Permission,
+    Plan,
+    PlanState,
+    PullFacts,
     SprintEvent,
     SprintId,
     SprintState,
@@ -42,10 +47,10 @@ from bot.models import (
     WaitingReason,
     text_hash,
 )
-from bot.repo_config import RepoConfig, parse_repo_config
+from bot.repo_config import narrow
 from bot.repositories import Repositories
 from bot.sandbox import Sandbox, SandboxUnavailable
-from bot.store import Store, intents, is_away, skips, sprints, steps
+from bot.store import Store, follow_ups, intents, is_away, plans, skips, sprints, steps
 from bot.trajectory import StoredTrajectory
 from bot.workspace import GitFailed, GitRefused, GitUnavailable, Policy, Refusal, TreeRefused, Workspaces
 
@@ -61,9 +66,15 @@ RECORD_SECONDS = 0.2
 FREE_ADMISSIONS = 3
 AWAY_SECONDS = 1.0
 LAST_BRANCH = 9
-CONFIG_BYTES = 65_536
+ROUND_SUMMARY = 600
+SETUP_SECONDS = 900.0
+SETUP_OUTPUT = 1_000
 AGENTS_BYTES = 20_000
 CHECK_OUTPUT = 4_000
+SUMMARY = 8_000
+# Less than what a prompt takes, so that the plan that was shown is the plan that is carried out.
+PLAN = 16_000
+HOUR_MS = 3_600_000
 LEAST_FREE_BYTES = 512 * 1024 * 1024
 DISK_RETRY_MS = 60_000
 NEXT: Json = {"go": "next"}
@@ -335,6 +346,8 @@ class SprintStages:
     def _stop_end(self, stop: str, by: str) -> Stopped:
         if stop == Stop.CANCEL:
             return end_with(OutcomeKind.CANCELLED, f"cancelled by {by}" if by else "cancelled")
+        if stop == Stop.STALLED:
+            return end_with(OutcomeKind.FAILED, "it took no step for a long time, again after it was begun anew", FailureReason.STALLED)
         return requeue(WaitingReason.REQUEUED, f"requeued by {by}" if by else "requeued")
 
     def _check_stop(self, view: SprintView) -> None:
@@ -383,9 +396,15 @@ class SprintStages:
         refusal = kit.sandbox_refusal()
         if refusal:
             raise end_with(OutcomeKind.FAILED, refusal, FailureReason.SANDBOX)
-        _, record, issue = await asyncio.gather(
-            self._allowed(view, repo), kit.repositories.record(view.repo_id), self._issue(repo, view.issue.number)
+        _, record, issue, config = await asyncio.gather(
+            self._allowed(view, repo),
+            kit.repositories.record(view.repo_id),
+            self._issue(repo, view.issue.number),
+            kit.repositories.config(view.repo_id, fresh=True),
         )
+        if list(view.config_faults) != config.told():
+            await self._update(view, k, show_in_ms=0, config_faults=config.told())
+        _, repository = narrow(kit.settings, repository, config)
         if record.get("archived"):
             raise end_with(OutcomeKind.REFUSED, "the repository is archived")
         if record.get("empty"):
@@ -397,7 +416,11 @@ class SprintStages:
         digest = await self._frozen(view, repo, issue)
         base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "main")
         await self._no_other_work(view, repo, issue, first=first)
-        branch, base_sha, lease_sha = await self._begin_at(view, repo, base)
+        again: dict[str, Any] = {}
+        if view.follows_pull:
+            base, branch, base_sha, lease_sha, again = await self._begin_at_pull(view, repo)
+        else:
+            branch, base_sha, lease_sha = await self._begin_at(view, repo, base)
         await self._update(
             view,
             k,
@@ -408,6 +431,7 @@ class SprintStages:
             branch=branch,
             lease_sha=lease_sha,
             engine=kit.settings.engine,
+            **again,
         )
         self._fetched.add((view.id, k))
 
@@ -418,8 +442,15 @@ class SprintStages:
             raise end_with(OutcomeKind.CANCELLED, "the issue was deleted") from None
 
     async def _frozen(self, view: SprintView, repo: str, issue: Mapping[str, Any]) -> str:
-        """The hash of the text that runs. Text changed since approval runs only if none but people with write could have changed it."""
+        """The hash of the text that runs. Text changed since approval runs only if none but people with write could have changed it.
+
+        A plan was approved for one text: until the work begins, another one asks again, whoever wrote it.
+        """
         digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
+        plan = await self._approved_plan(view)
+        if plan is not None and not view.steps and digest not in (plan.text_hash, plan.told_hash):
+            detail = "The issue was edited after its plan was approved, so nothing was started."
+            raise Stopped({"go": "settle", "kind": OutcomeKind.PLANNED, "reason": PlanState.WAITING, "detail": detail, "text_hash": digest})
         if digest == view.text_hash:
             return digest
         author = issue.get("user") or {}
@@ -436,6 +467,10 @@ class SprintStages:
             f"the issue's text was changed after it was approved, and its author {actor.login} has no write access. "
             "Read it again and ask again",
         )
+
+    async def _approved_plan(self, view: SprintView) -> Plan | None:
+        """The plan that this sprint carries out, where it does."""
+        return await self.kit.store.read(lambda conn: plans.get(conn, view.follows_plan)) if view.follows_plan else None
 
     async def _no_other_work(self, view: SprintView, repo: str, issue: Mapping[str, Any], *, first: bool) -> None:
         """What speaks against beginning, unless somebody asked with `force`; once begun, only the work of a person counts."""
@@ -474,15 +509,73 @@ class SprintStages:
                 return name, heads[base], heads.get(name, "")
         raise end_with(OutcomeKind.FAILED, f"every branch from {stem} to {names[-1]} has commits of other people", FailureReason.PUSH)
 
+    async def _own_pull(self, view: SprintView, repo: str) -> tuple[PullFacts, Mapping[str, Any]]:
+        """The open pull request that this sprint goes on with; a follow-up ends quietly where that is over."""
+        number = view.follows_pull
+        try:
+            record = await self.kit.forge.pull(repo, number)
+        except NotFound:
+            raise end_with(OutcomeKind.CANCELLED, f"pull request #{number} is gone") from None
+        pull = feedback.pull_facts(record, repo_id=view.repo_id, me_id=int((await self.kit.forge.me())["id"]))
+        if pull is None or pull.issue != view.issue.number:
+            raise end_with(OutcomeKind.REFUSED, f"pull request #{number} is not mine any more")
+        if pull.state != "open":
+            raise end_with(OutcomeKind.CANCELLED, f"pull request #{number} is {pull.state}: nothing was pushed")
+        return pull, record
+
+    async def _begin_at_pull(self, view: SprintView, repo: str) -> tuple[str, str, str, str, dict[str, Any]]:
+        """(base, branch, begin, lease, more): the head of the pull request, a person's commits included; once begun it stays while that stands.
+
+        Where somebody pushed meanwhile, what was done is thrown away and begun again on top of it.
+        """
+        kit = self.kit
+        pull, _ = await self._own_pull(view, repo)
+        heads = await kit.workspaces.fetch(view.id, repo, [pull.base_branch, pull.head_branch])
+        tip = heads.get(pull.head_branch)
+        if tip is None or pull.base_branch not in heads:
+            raise end_with(OutcomeKind.CANCELLED, f"the branch of pull request #{pull.number} is gone: nothing was pushed")
+        begun = bool(view.base_sha)
+        kept = begun and tip in (view.base_sha, view.head_sha)
+        attempt = view.attempt + (1 if begun and not kept else 0)
+        if attempt > kit.settings.queue.max_attempts:
+            raise end_with(OutcomeKind.FAILED, "the branch was moved by somebody else each time", FailureReason.PUSH)
+        await kit.store.write(lambda conn: follow_ups.begin(conn, view.id, repo_id=view.repo_id, pull=pull.number, afresh=not kept))
+        again: dict[str, Any] = {} if attempt == view.attempt else {"attempt": attempt, "head_sha": ""}
+        return pull.base_branch, pull.head_branch, view.base_sha if kept else tip, tip, again
+
+    async def _feedback(self, view: SprintView, repo: str) -> Feedback:
+        """What the follow-up takes along, gathered once an attempt, so that the agent is told the same after a restart."""
+        kit = self.kit
+        stored = await kit.store.read(lambda conn: follow_ups.feedback(conn, view.id))
+        if stored is not None:
+            return Feedback.load(stored)
+        number = view.follows_pull
+
+        async def may(actor: Actor) -> bool:
+            with contextlib.suppress(NotFound, Forbidden):
+                return await kit.decider.permission_of(view.repo_id, repo, actor) >= Permission.WRITE
+            return actor.id == view.requester_id
+
+        earlier = await kit.store.read(lambda conn: follow_ups.earlier(conn, view.repo_id, number))
+        found = await feedback.gather(kit.forge, repo, number, may=may, earlier=earlier)
+        failures = feedback.red(await kit.forge.combined_status(repo, view.base_sha))
+        failures = await feedback.with_logs(kit.forge, repo, view.base_sha, failures, scrub=kit.scrub)
+        found = replace(found, failures=tuple(failures[: feedback.FAILURES]))
+        over = rounds.moot(view, found)
+        if over:
+            raise end_with(OutcomeKind.CANCELLED, f"{over}: nothing was changed")
+        await kit.store.write(lambda conn: rounds.take_along(conn, view, found, kit.now_ms()))
+        return found
+
     async def _work(self, view: SprintView, k: int) -> None:
         kit = self.kit
         self._check_stop(view)
         await self._advance(view, k, SprintState.WORKING, [SprintState.PREPARING])
-        repo, repository = self._repo(view)
+        repo, _ = self._repo(view)
         attempt, workdir = await self._ensure_workspace(view, k, repo)
         deadline_ms = await self._deadline(view)
-        config = await self._repo_config(view, repository)
-        job = await self._job(view, k, repo, attempt, workdir, deadline_ms, config)
+        _, repository = await self._narrowed(view)
+        job = await self._job(view, k, repo, attempt, workdir, deadline_ms, repository)
         result = await self._run_agent(view, job)
         if self._halting and result.end is AgentEnd.STOPPED:
             await self._park()
@@ -490,7 +583,8 @@ class SprintStages:
         if stop is not None and (stop != Stop.CANCEL or result.end is AgentEnd.STOPPED):
             raise self._stop_end(stop, "")
         if result.end is AgentEnd.PROVIDER:
-            raise requeue(WaitingReason.PROVIDER, kit.scrub(result.text) or "no provider can be called", not_before_ms=result.until_ms)
+            why = WaitingReason.PROVIDER if result.until_ms else WaitingReason.PAUSED
+            raise requeue(why, kit.scrub(result.text) or "no provider can be called", not_before_ms=result.until_ms)
         if result.end is AgentEnd.STOPPED:
             raise requeue(WaitingReason.REQUEUED, "stopped by the service")
         await self._update(
@@ -498,9 +592,22 @@ class SprintStages:
             k,
             agent_end=result.end,
             agent_reason=result.limit or (result.reason or ""),
-            summary=kit.scrub(result.text)[:8000],
+            summary=prompt.clean(kit.scrub(result.text), cap=PLAN) if view.plans else kit.scrub(result.text)[:SUMMARY],
             doing="",
         )
+        if view.plans:
+            raise await self._planned(view)
+
+    async def _planned(self, view: SprintView) -> Stopped:
+        """A planning sprint ends here: there is nothing to judge but that there is a plan, and its tree is thrown away."""
+        ended = await self.kit.store.read(lambda conn: sprints.field(conn, view.id, "agent_end", "agent_reason", "summary"))
+        if ended.agent_end == AgentEnd.LIMIT:
+            return end_with(OutcomeKind.BUDGET, _why(ended.agent_end, ended.agent_reason), ended.agent_reason)
+        if ended.agent_end == AgentEnd.FINISHED and ended.summary.strip():
+            return end_with(OutcomeKind.PLANNED, "", PlanState.WAITING)
+        without = "the agent ended without a plan"
+        reason = ended.agent_reason or FailureReason.MODEL_OUTPUT
+        return end_with(OutcomeKind.FAILED, without if ended.agent_end == AgentEnd.FINISHED else ended.summary[:1000] or without, reason)
 
     async def _ensure_workspace(self, view: SprintView, k: int, repo: str) -> tuple[int, Path]:
         """The tree of this attempt if it is here; else a fresh clone, and a new attempt where steps were made elsewhere."""
@@ -511,11 +618,13 @@ class SprintStages:
         made = await kit.store.read(lambda conn: steps.of_attempt(conn, view.id, view.attempt))
         attempt = view.attempt + 1 if made else view.attempt
         base_sha = view.base_sha
+        begin_at = view.branch if view.follows_pull else view.base_branch
         if not base_sha or (view.id, k) not in self._fetched:
-            heads = await kit.workspaces.fetch(view.id, repo, [view.base_branch])
-            base_sha = base_sha or heads[view.base_branch]
+            heads = await kit.workspaces.fetch(view.id, repo, list(dict.fromkeys((view.base_branch, begin_at))))
+            base_sha = base_sha or heads[begin_at]
         self._fetched.discard((view.id, k))
-        workdir = await kit.workspaces.clone(view.id, base_sha, view.base_branch)
+        workdir = await kit.workspaces.clone(view.id, base_sha, begin_at)
+        await self._set_up(view, k)
         await self._update(view, k, attempt=attempt)
         await asyncio.to_thread(mark.write_text, str(attempt))
         return attempt, workdir
@@ -527,12 +636,25 @@ class SprintStages:
         seconds = view.limits.seconds if view.limits else kit.settings.limits.limits().seconds
         return kit.now_ms() + max(0, seconds * 1000 - used)
 
-    async def _repo_config(self, view: SprintView, repository: RepositorySettings) -> RepoConfig:
-        raw = await self.kit.workspaces.read_base_file(view.id, view.base_sha, ".dispatch.yml", CONFIG_BYTES)
-        return parse_repo_config(raw or b"", repository)
+    async def _narrowed(self, view: SprintView) -> tuple[Settings, RepositorySettings]:
+        """The settings as the repository's default branch narrows them at this moment, whatever branch the sprint works on."""
+        config = await self.kit.repositories.config(view.repo_id)
+        return narrow(self.kit.settings, self._repo(view)[1], config)
+
+    async def _set_up(self, view: SprintView, k: int) -> None:
+        """The setup commands of `.dispatch.yml` in a fresh work tree. One that fails ends the sprint before a model is asked."""
+        kit = self.kit
+        deadline = time.monotonic() + SETUP_SECONDS
+        for command in (await kit.repositories.config(view.repo_id)).setup:
+            await self._update(view, k, show_in_ms=0, doing=f"setting up: {command}"[:200])
+            ended = await self._check(view, command, max(1.0, deadline - time.monotonic()))
+            if ended["exit_code"] != 0:
+                how = "took too long" if ended["timed_out"] else f"ended with exit code {ended['exit_code']}"
+                output = f": {ended['output'].strip()[-SETUP_OUTPUT:]}" if ended["output"].strip() else ""
+                raise end_with(OutcomeKind.FAILED, f"{command} {how}{output}", FailureReason.SETUP)
 
     async def _job(
-        self, view: SprintView, k: int, repo: str, attempt: int, workdir: Path, deadline_ms: int, config: RepoConfig
+        self, view: SprintView, k: int, repo: str, attempt: int, workdir: Path, deadline_ms: int, repository: RepositorySettings
     ) -> AgentJob:
         kit = self.kit
         issue, comments, agents = await asyncio.gather(
@@ -544,6 +666,13 @@ class SprintStages:
         fresh = await kit.store.read(lambda conn: sprints.get(conn, view.id))
         if fresh is not None and digest != fresh.text_hash:
             await self._frozen(fresh, repo, issue)
+            await self._update(view, k, text_hash=digest)
+        plan = await self._plan_of(view)
+        taken: Json | None = None
+        if view.follows_pull:
+            found = await self._feedback(view, repo)
+            comments = [*comments, *await kit.decider.trusted_comments(view.repo_id, repo, view.follows_pull)]
+            taken = rounds.in_prompt(view.follows_pull, view.branch, found)
         delimiter = hashlib.sha256(f"{kit.salt}:{view.id}".encode()).hexdigest()[:16]
         task = prompt.task_prompt(
             ref=IssueRef.of(repo, view.issue.number),
@@ -555,6 +684,9 @@ class SprintStages:
             instructions=view.instructions,
             asker=view.requester,
             agents_md=(agents or b"").decode("utf-8", "replace"),
+            planning=view.plans,
+            plan=plan.text if plan else "",
+            follow_up=taken,
         )
         limits = view.limits or kit.settings.limits.limits()
         options = (await kit.store.read(lambda conn: sprints.field(conn, view.id, "options"))).options
@@ -563,7 +695,13 @@ class SprintStages:
             sprint_id=view.id,
             attempt=attempt,
             system=prompt.system_prompt(
-                repo=repo, base_branch=view.base_branch, limits=limits, delimiter=delimiter, checks=config.checks, bot=kit.login
+                repo=repo,
+                base_branch=view.branch if view.follows_pull else view.base_branch,
+                limits=limits,
+                delimiter=delimiter,
+                checks=repository.checks,
+                bot=kit.login,
+                planning=view.plans,
             ),
             task=task,
             workdir=workdir,
@@ -584,7 +722,13 @@ class SprintStages:
                 now_ms=kit.now_ms,
             ),
             stopping=lambda: self._stops.get(view.id),
+            planning=view.plans,
         )
+
+    async def _plan_of(self, view: SprintView) -> Plan | None:
+        """The plan that this sprint carries out, or makes anew."""
+        plan_id = view.follows_plan or view.options.get(REVISES_PLAN, "")
+        return await self.kit.store.read(lambda conn: plans.get(conn, plan_id)) if plan_id else None
 
     async def _run_agent(self, view: SprintView, job: AgentJob) -> AgentResult:
         kit = self.kit
@@ -625,29 +769,32 @@ class SprintStages:
     async def _vet(self, view: SprintView, k: int) -> None:
         kit = self.kit
         self._check_stop(view)
+        kit.workspaces.expect_export(view.id)
         await self._advance(view, k, SprintState.VETTING, [SprintState.WORKING])
-        _, repository = self._repo(view)
+        settings, repository = await self._narrowed(view)
         ended = await kit.store.read(lambda conn: sprints.field(conn, view.id, "agent_end", "agent_reason", "summary", "options"))
         if not kit.workspaces.has_tree(view.id):
             raise requeue(WaitingReason.REQUEUED, "the work was on a machine that is gone", new_attempt=True)
         tree = await kit.workspaces.export(view.id, view.base_sha)
         changes = await kit.workspaces.changes(view.id, view.base_sha, tree)
+        if view.follows_pull:
+            await kit.store.write(lambda conn: follow_ups.changed(conn, view.id, [change.path for change in changes]))
         if not changes:
             raise _without_changes(ended.agent_end, ended.agent_reason, ended.summary)
-        config = await self._repo_config(view, repository)
         policy: Policy = await kit.workspaces.vet(
             view.id,
             view.base_sha,
             tree,
-            extra_protected=[*kit.settings.protected_paths, *repository.protected_paths, *config.protected_paths],
+            extra_protected=[*settings.protected_paths, *repository.protected_paths],
             allow_protected=False,
             scrub=kit.scrub,
+            changes=changes,
         )
         if policy.violations:
             await kit.workspaces.keep_patch(view.id, view.base_sha, tree, scrub=kit.scrub)
             shown = "; ".join(f"{item.path}: {item.detail}" for item in policy.violations[:10])
             raise end_with(OutcomeKind.REFUSED, kit.scrub(shown), "policy")
-        checks = [await self._check(view, command, config.checks_timeout_seconds) for command in config.checks]
+        checks = [await self._check(view, command, repository.checks_timeout_seconds) for command in repository.checks]
         await self._update(view, k, tree=tree, files=len(changes), flagged=list(policy.flagged), checks=checks)
 
     async def _check(self, view: SprintView, command: str, seconds: float) -> Json:
@@ -695,10 +842,12 @@ class SprintStages:
         await self._advance(view, k, SprintState.PUBLISHING, [SprintState.VETTING], unless_stopped=True)
         kind, reason = verdict_of(row.agent_end, row.agent_reason, view.checks)
         draft = kind is not OutcomeKind.PULL_REQUEST
+        if view.follows_pull:
+            raise await self._publish_round(view, k, repo, tree=row.tree, summary=row.summary, remote=remote, end=(kind, reason), limit=row)
         found = await self._known_pull(view, pulls)
         if found is not None and (found.get("merged") or found.get("state") == "closed"):
             await self._record_pull(view, k, found)
-            raise end_with(OutcomeKind.PULL_REQUEST, "a person was faster: the pull request is " + _pull_state(found))
+            raise end_with(OutcomeKind.PULL_REQUEST, "a person was faster: the pull request is " + _pull_state(found), replies.OVERTAKEN)
         head, branch = await self._push(view, k, repo, row.tree, row.summary, remote)
         title = kit.scrub(replies.pr_title(view, draft=draft))
         body = await self._pr_body(view, row.summary)
@@ -734,9 +883,30 @@ class SprintStages:
         ):
             kind = OutcomeKind.UPDATED
         log.info("sprint.published", sprint=view.id, pr=found["number"], head=head)
-        raise end_with(
-            kind, "" if kind in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED) else _why(row.agent_end, row.agent_reason), reason
-        )
+        good = kind in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED)
+        raise end_with(kind, _in_brief(row.summary) if good else _why(row.agent_end, row.agent_reason), reason)
+
+    async def _publish_round(
+        self, view: SprintView, k: int, repo: str, *, tree: str, summary: str, remote: str | None, end: tuple[OutcomeKind, str], limit: Any
+    ) -> Stopped:
+        """A follow-up's commit goes on top of the pull request's branch; its text stays as people know it, its title tells whether it is a draft."""
+        kit = self.kit
+        kind, reason = end
+        draft = kind is not OutcomeKind.PULL_REQUEST
+        pull, record = await self._own_pull(view, repo)
+        head, _ = await self._push(view, k, repo, tree, summary, remote)
+        title = kit.scrub(rounds.title_of(record, draft=draft))
+        if title != record.get("title"):
+            await self._held()
+            await kit.forge.edit_pull(repo, pull.number, title=title)
+        await self._record_pull(view, k, record)
+        models = await kit.store.read(lambda conn: steps.models_of(conn, view.id))
+        data = {"event": "updated", "number": pull.number, "model": models[-1].partition("/")[2] if models else ""}
+        kit.observe(SprintEvent(EventKind.PULL_REQUEST, view.id, kit.now_ms(), data))
+        log.info("sprint.followed_up", sprint=view.id, pr=pull.number, head=head)
+        if draft:
+            return end_with(kind, _why(limit.agent_end, limit.agent_reason), reason)
+        return end_with(OutcomeKind.UPDATED, _in_brief(summary))
 
     async def _known_pull(self, view: SprintView, pulls: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         """This sprint's own pull request in any state, by its marker."""
@@ -779,6 +949,10 @@ class SprintStages:
             raise requeue(WaitingReason.REQUEUED, "the work was on a machine that is gone", new_attempt=True) from error
         kit.failpoint("commit.made")
         branch, lease = view.branch, view.lease_sha
+        if view.follows_pull and remote not in (commit, lease):
+            if remote is None:
+                raise end_with(OutcomeKind.CANCELLED, f"the branch of pull request #{view.follows_pull} is gone: nothing was pushed")
+            raise requeue(WaitingReason.REQUEUED, "somebody pushed to the branch meanwhile: it begins again on top of that")
         if remote not in (commit, lease or None):
             ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))
             if remote is None or remote in ours:
@@ -875,14 +1049,30 @@ class SprintStages:
                 kit.observe(SprintEvent(EventKind.REQUEUED, view.id, now, {"reason": end["reason"]}))
             return "requeued", view
         outcome = _final(end, before)
+        if outcome.kind is OutcomeKind.PLANNED and before.follows_plan and not self._reopen(conn, before, str(end["text_hash"]), now):
+            outcome = Outcome(OutcomeKind.REFUSED, "", "the issue was edited after its plan was approved, and that plan waits no longer")
         if not sprints.settle(
             conn, sprint_id, k, me=me, outcome=outcome, spent=steps.spent(conn, sprint_id), steps=steps.count(conn, sprint_id), now_ms=now
         ):
             return "gone", before
         view = sprints.get(conn, sprint_id)
         if view is not None:
+            if outcome.kind is OutcomeKind.PLANNED and not view.follows_plan:
+                text = str(sprints.field(conn, sprint_id, "summary").summary)
+                plans.propose(conn, view, text=text, expires_ms=self._plan_ends(now), now_ms=now)
             _decision(conn, view, "settle", outcome.kind, outcome.detail or outcome.kind, now)
+            rounds.ended(conn, view, str(sprints.field(conn, sprint_id, "summary").summary), now)
         return "settled", view
+
+    def _plan_ends(self, now_ms: int) -> int:
+        return now_ms + int(self.kit.settings.plan_hours * HOUR_MS)
+
+    def _reopen(self, conn: Connection, view: SprintView, digest: str, now_ms: int) -> bool:
+        """The plan that was approved waits again, for this text; shown by this sprint."""
+        plan = plans.get(conn, view.follows_plan)
+        return plan is not None and plans.reopen(
+            conn, plan, sprint_id=view.id, digest=digest, expires_ms=self._plan_ends(now_ms), now_ms=now_ms
+        )
 
     def _observe_end(self, view: SprintView) -> None:
         data = {
@@ -922,6 +1112,11 @@ def _without_changes(agent_end: str, agent_reason: str, summary: str) -> Stopped
     return end_with(OutcomeKind.FAILED, summary[:1000], agent_reason or FailureReason.INTERNAL)
 
 
+def _in_brief(summary: str) -> str:
+    """The first paragraph of what the agent says it did."""
+    return summary.strip().partition("\n\n")[0][:ROUND_SUMMARY]
+
+
 def _why(agent_end: str, agent_reason: str) -> str:
     if agent_end == AgentEnd.LIMIT:
         return f"the limit of {agent_reason or 'the sprint'} was reached"
@@ -938,7 +1133,7 @@ def _pause_ms(admitted_n: int) -> int:
 def _final(end: Json, view: SprintView) -> Outcome:
     """A cancel wins over every other end but a publication."""
     if view.stop is Stop.CANCEL and view.state is not SprintState.PUBLISHING:
-        return Outcome(OutcomeKind.CANCELLED, "", f"cancelled by {view.stop_by}" if view.stop_by else "cancelled")
+        return Outcome(OutcomeKind.CANCELLED, view.reason, f"cancelled by {view.stop_by}" if view.stop_by else "cancelled")
     if end["go"] == "requeue":
         return Outcome(OutcomeKind.FAILED, FailureReason.INTERNAL, end["note"])
     return Outcome(OutcomeKind(end["kind"]), end["reason"], end["detail"])

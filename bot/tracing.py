@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SERVICE: Final = "timmy-dispatch"
 AGENT_SPAN: Final = "invoke_agent"
 _MS: Final = 1_000_000
-_GOOD: Final = frozenset({OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED, OutcomeKind.NO_CHANGE, OutcomeKind.CANCELLED})
+_GOOD: Final = frozenset({OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED, OutcomeKind.NO_CHANGE, OutcomeKind.CANCELLED, OutcomeKind.PLANNED})
 
 
 class TracingUnavailable(DispatchError):

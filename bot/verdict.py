@@ -15,7 +15,7 @@ from bot.config import RepositorySettings, Settings
 from bot.models import Ask, Permission, Reaction, Reply, Source, SprintId, UserError, Verdict
 from bot.providers.health import available
 from bot.snapshot import FleetSnapshot
-from bot.store import fleet, intents, outbox
+from bot.store import fleet, intents, outbox, waits
 from bot.store.issue_queue import IssueQueue
 
 REFUSED_AGAIN_MS = 3_600_000
@@ -42,18 +42,21 @@ def write(
             fresh_id=SprintId(secrets.token_hex(6)),
             now_ms=now_ms,
             look=partial(_look, settings=settings),
+            caps=waits.caps(settings, repository.name),
         )
         verdict = chatops.decide(replace(prepared, queue=queue, now_ms=now_ms))
     # A pick that comes to nothing is no news for the people of the issue; `explain` and the next round's ranking tell it.
     reply = Reply() if ask.source is Source.SCHEDULE else _once(conn, ask, verdict, now_ms)
     intents.answer(conn, ask, result=verdict.result, reason=verdict.reason, sprint_id=verdict.sprint_id, now_ms=now_ms)
-    if not ask.actor.is_terminal and (reply.name or (reply.reaction and ask.comment_id)):
+    unseen = ask.actor.is_terminal and ask.source not in (Source.REVIEW, Source.CHECKS)
+    # Where there is no comment to react to, a refusal without words is seen on the issue itself.
+    if not unseen and (reply.name or (reply.reaction and (ask.comment_id or verdict.result == "denied"))):
         outbox.show(
             conn,
             key=outbox.reply_key(ask.key),
             repo_id=ask.repo_id,
             repo=ask.issue.full_name,
-            issue=ask.issue.number,
+            issue=ask.place,
             comment_id=ask.comment_id,
             reply=reply,
             now_ms=now_ms,
@@ -74,6 +77,7 @@ def write_without_forge(conn: Connection, ask: Ask, *, settings: Settings, comma
         fresh_id=SprintId(""),
         now_ms=now_ms,
         look=partial(_look, settings=settings),
+        caps=waits.caps(settings, repository.name),
     )
     context = Context(
         ask=ask,
@@ -94,15 +98,19 @@ def _look(conn: Connection, settings: Settings) -> FleetSnapshot:
 
 
 def _once(conn: Connection, ask: Ask, verdict: Verdict, now_ms: int) -> Reply:
-    """A refusal is said once an hour to the same person for the same thing; after that the reaction says it."""
-    if verdict.result != "denied" or not verdict.reply.name:
+    """A refusal is said once an hour to the same person for the same thing; after that the reaction says it.
+
+    Too many commands are too many whatever they ask for.
+    """
+    if verdict.result not in ("denied", "rate_limited") or not verdict.reply.name:
         return verdict.reply
     again = intents.refused_before(
         conn,
         repo_id=ask.repo_id,
         issue=ask.issue.number,
         actor_id=ask.actor.id,
-        kind=ask.verb or "unreadable",
+        kind=(ask.verb or "unreadable") if verdict.result == "denied" else None,
+        result=verdict.result,
         reason=verdict.reason,
         since_ms=now_ms - REFUSED_AGAIN_MS,
     )

@@ -3,42 +3,97 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from itertools import takewhile
+from types import MappingProxyType
 
 from bot import guard
-from bot.chatops import Context, denied, invalid, issue_of_branch
-from bot.models import IssueFacts, Obstacle, ObstacleKind, Permission, Reaction, Reply, Source, SprintView, UserError, Verdict, text_hash
+from bot.chatops import Context, denied, invalid, trigger_of
+from bot.models import (
+    FOLLOWS_PLAN,
+    FOLLOWS_PULL,
+    MODE,
+    MODE_PLAN,
+    REVISES_PLAN,
+    IssueFacts,
+    Obstacle,
+    ObstacleKind,
+    Permission,
+    Plan,
+    PlanState,
+    Reaction,
+    Reply,
+    Source,
+    SprintView,
+    UserError,
+    Verdict,
+    text_hash,
+)
 from bot.replies import mirrors_alerts, sprint_data
+from bot.snapshot import WorkerState
 
 PRIORITIES = {Source.REVIEW: 7, Source.CHECKS: 7, Source.SCHEDULE: 9}
 HUMAN_PRIORITY = 5
 LEAST_URGENT = 9
+DAY_MS = 86_400_000
+REFUSALS = {
+    "archived": "the repository is archived",
+    "closed issue": "the issue is closed",
+    "mirrors an alert": "the issue mirrors an alert, and those are never worked on",
+}
 OPTIONS = ("base", "budget", "model", "priority", "steps")
+# Words that stand first and are no instructions.
+PLAN_FLAG = "plan"
+FLAGS = frozenset({guard.FORCE, PLAN_FLAG})
+PLAN_ONLY: Mapping[str, str] = MappingProxyType({MODE: MODE_PLAN})
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def start(context: Context, *, source: Source, instructions: str) -> Verdict:
-    """Queues a sprint for the issue, or says what stands against it. Where one is active already, that one is the answer."""
+def start(
+    context: Context,
+    *,
+    source: Source,
+    instructions: str,
+    pull: int = 0,
+    own: Mapping[str, str] | None = None,
+    carried: Mapping[str, str] = NOTHING,
+    plan: Plan | None = None,
+) -> Verdict:
+    """Queues a sprint for the issue, or says what stands against it. Where one is active already, that one is the answer.
+
+    With `pull` it goes on with that pull request of ours. `own` are options that no person wrote, in the place of those of the Ask; `carried` are
+    options of an earlier sprint or plan, which those of the Ask override. `plan` is the one that is approved by this.
+    """
     ask, facts, queue = context.ask, context.facts, context.queue
     if facts is None:
         return Verdict("error", "the forge could not be asked about the issue", Reply("not_yet", reaction=Reaction.CONFUSED))
-    refusal = _refusal(facts)
+    refusal = _refusal(facts) or _not_by_comment(context)
     if refusal:
         return refusal
     active = queue.active()
     if active:
         return already(context, active)
+    if not pull and _plan_waits_already(context, source):
+        return Verdict("ok", "its plan waits for approval", Reply())
     found = _obstacles(context, facts, source)
-    forced = forces(context)
+    if pull:
+        found = tuple(obstacle for obstacle in found if obstacle.kind is not ObstacleKind.OWN_PULL)
+    forced = forces(context) or guard.FORCE in carried
     if found and not forced:
-        return _in_the_way(found)
-    refusal = text_refusal(context, facts)
+        return _in_the_way(found, {"plan": "plan", "revise": "plan", "approve": "approve"}.get(ask.verb, "run"))
+    refusal = None if pull and ran_before(context, facts) else _text_refusal(context, facts, plan)
     if refusal:
         return refusal
-    options = _options(context)
+    options = _options(context) if own is None else dict(own)
     if isinstance(options, Verdict):
         return options
+    options = {**carried, **options, **(PLAN_ONLY if not pull and _plans_first(context, source) else NOTHING)}
+    if pull:
+        options[FOLLOWS_PULL] = str(pull)
     if forced:
         options[guard.FORCE] = ", ".join(obstacle.kind for obstacle in found) or "nothing"
-    why = f"queued by force, although {_listed(found)}" if found else "queued"
+    what = "queued for a plan" if MODE in options else "queued"
+    why = f"{what} by force, although {_listed(found)}" if found else what
     sprint = queue.enqueue(
         source=source,
         priority=int(options.pop("priority", PRIORITIES.get(source, HUMAN_PRIORITY))),
@@ -71,15 +126,46 @@ def reason(context: Context) -> str:
     return " ".join(" ".join([*ask.args, *(f"{key}={value}" for key, value in ask.options.items()), ask.instructions]).split())
 
 
+def flags(context: Context) -> tuple[str, ...]:
+    """The words in front that are no instructions."""
+    return tuple(takewhile(FLAGS.__contains__, (word.casefold() for word in context.ask.args)))
+
+
 def forces(context: Context) -> bool:
-    """Whether the first word is `force`: start in spite of the guard."""
-    return bool(context.ask.args) and context.ask.args[0].casefold() == guard.FORCE
+    """Whether `force` stands in front: start in spite of the guard."""
+    return guard.FORCE in flags(context)
 
 
-def words(context: Context) -> str:
-    """The free text of the command: its bare words but for a leading `force`, then what follows the options and stands on the lines below."""
-    args = context.ask.args[1:] if forces(context) else context.ask.args
+def words(context: Context, *, whole: bool = False) -> str:
+    """The free text of the command: its bare words but for the flags in front, then what follows the options and stands on the lines below.
+
+    With `whole` there are no flags.
+    """
+    args = context.ask.args if whole else context.ask.args[len(flags(context)) :]
     return "\n".join(part for part in (" ".join(args), context.ask.instructions) if part)
+
+
+def as_before(last: SprintView) -> Mapping[str, str]:
+    """What a sprint keeps of the one it repeats: whether it only plans, and by which plan it works."""
+    return {name: value for name, value in last.options.items() if name in (MODE, REVISES_PLAN, FOLLOWS_PLAN)}
+
+
+def _plans_first(context: Context, source: Source) -> bool:
+    return context.ask.verb == "run" and (PLAN_FLAG in flags(context) or _nobody_wrote(context, source))
+
+
+def _nobody_wrote(context: Context, source: Source) -> bool:
+    """Whether a plan comes first because this repository wants one where nobody wrote a command."""
+    ask = context.ask
+    return context.repository.plan_first and not ask.comment_id and not ask.actor.is_terminal and source not in guard.ON_OUR_PULL
+
+
+def _plan_waits_already(context: Context, source: Source) -> bool:
+    """A label put on again, or the backlog, makes no second plan while people think about the first one."""
+    if context.ask.verb != "run" or not _nobody_wrote(context, source):
+        return False
+    plan = context.queue.plan()
+    return plan is not None and plan.state is PlanState.WAITING
 
 
 def _obstacles(context: Context, facts: IssueFacts, source: Source) -> tuple[Obstacle, ...]:
@@ -93,9 +179,30 @@ def _obstacles(context: Context, facts: IssueFacts, source: Source) -> tuple[Obs
     )
 
 
-def _in_the_way(found: tuple[Obstacle, ...]) -> Verdict:
+def in_the_way_now(context: Context) -> list[str]:
+    """What would refuse a start of this issue at this moment, or make it wait, as plain sentences without a full stop; pauses are told elsewhere."""
+    facts, queue, settings, repository = context.facts, context.queue, context.settings, context.repository
+    found = []
+    if facts is not None:
+        refusal = _refusal(facts)
+        found += [REFUSALS.get(refusal.reason, refusal.reason)] if refusal else []
+        found += [guard.in_words(obstacle) for obstacle in _obstacles(context, facts, Source.COMMAND)]
+    elif (skip := queue.skipped()) is not None:
+        found.append(guard.in_words(Obstacle(ObstacleKind.SKIPPED, who=skip.by, note=skip.reason)))
+    if not any(worker.state in (WorkerState.IDLE, WorkerState.BUSY) for worker in queue.snapshot().workers):
+        found.append("no worker is alive, so what is asked for waits")
+    opened, most = queue.open_pulls(), repository.max_open_prs
+    if most and opened >= most:
+        found.append(f"{opened} of at most {most} pull requests of the bot are open here, so the next sprint waits until one is closed")
+    budget = settings.queue.usd_per_day
+    if budget and queue.spent_usd(context.now_ms - DAY_MS) >= budget:
+        found.append(f"the budget of the day (${budget:g}) is used up, so the next sprint waits")
+    return found
+
+
+def _in_the_way(found: tuple[Obstacle, ...], verb: str) -> Verdict:
     skipped = any(obstacle.kind is ObstacleKind.SKIPPED for obstacle in found)
-    return denied(_listed(found), "in_the_way", obstacles=[guard.in_words(obstacle) for obstacle in found], skipped=skipped)
+    return denied(_listed(found), "in_the_way", obstacles=[guard.in_words(obstacle) for obstacle in found], skipped=skipped, verb=verb)
 
 
 def _listed(found: tuple[Obstacle, ...]) -> str:
@@ -106,13 +213,37 @@ def _refusal(facts: IssueFacts) -> Verdict | None:
     if facts.archived:
         return denied("archived", "archived")
     if facts.is_pull:
-        issue = issue_of_branch(facts.head_branch)
-        return invalid("own pull request", "our_pull", issue=issue) if issue else denied("a person's pull request", "not_our_pull")
+        return denied("a person's pull request", "not_our_pull")
     if facts.state != "open":
         return invalid("closed issue", "issue_closed")
     if mirrors_alerts(facts.body):
         return denied("mirrors an alert", "ops_issue")
     return None
+
+
+def _not_by_comment(context: Context) -> Verdict | None:
+    """Where the settings leave comments out of the triggers, no verb of a comment starts anything."""
+    ways = context.settings.triggers_of(context.repository)
+    if "command" in ways or trigger_of(context.ask) != "command":
+        return None
+    return denied("comments start nothing here", "commands_off", ways=list(ways))
+
+
+def ran_before(context: Context, facts: IssueFacts) -> bool:
+    """Whether the issue's text is the one that was approved for its last sprint."""
+    last = context.queue.last()
+    return last is not None and last.text_hash == text_hash(facts.title, facts.body)
+
+
+def _text_refusal(context: Context, facts: IssueFacts, plan: Plan | None) -> Verdict | None:
+    """A plan is approved for the text it was made of. Another text is told of first, and may be approved once somebody has read it."""
+    digest = text_hash(facts.title, facts.body)
+    if plan is None or digest == plan.told_hash:
+        return text_refusal(context, facts)
+    if digest == plan.text_hash:
+        return None
+    context.queue.told_of_text(plan, digest)
+    return invalid("the text changed since the plan was made", "plan_edited", author=facts.author_login)
 
 
 def text_refusal(context: Context, facts: IssueFacts) -> Verdict | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bot.chatops import Context
-from bot.models import Json, Pause, PauseScope, Skip
+from bot.models import Json, Pause, PauseScope, PlanState, Skip
 
 
 def pause_data(context: Context, pause: Pause) -> Json:
@@ -16,26 +16,34 @@ def pause_data(context: Context, pause: Pause) -> Json:
         "since_ms": pause.since_ms,
         "until_ms": pause.until_ms or 0,
         "reason": pause.reason,
+        "provider": pause.provider,
+        "kind": pause.kind.value,
     }
 
 
 def pauses_here(context: Context) -> list[Json]:
-    """The pauses that a person here may know of: the fleet's and this repository's; the terminal sees all."""
+    """The pauses and open breakers that a person here may know of: the fleet's, its providers' and this repository's; the terminal sees all."""
     return [
         pause_data(context, pause)
         for pause in context.queue.pauses()
-        if pause.scope is PauseScope.FLEET or context.ask.actor.is_terminal or pause.repo_id == context.ask.repo_id
+        if pause.scope is not PauseScope.REPO or context.ask.actor.is_terminal or pause.repo_id == context.ask.repo_id
     ]
 
 
 def pauses_of_issue(context: Context) -> list[Json]:
     """The pauses that hold this issue."""
-    return [pause for pause in pauses_here(context) if pause["scope"] == PauseScope.FLEET or pause["here"]]
+    return [pause for pause in pauses_here(context) if pause["scope"] != PauseScope.REPO or pause["here"]]
 
 
 def fleet_pause(context: Context) -> Json | None:
-    """The pause of the whole fleet."""
+    """The pause of the whole fleet, or its open breaker."""
     return next((pause for pause in pauses_here(context) if pause["scope"] == PauseScope.FLEET), None)
+
+
+def plan_data(context: Context) -> Json | None:
+    """The plan of this issue that waits for a person."""
+    plan = context.queue.plan()
+    return {"until_ms": plan.expires_ms} if plan is not None and plan.state is PlanState.WAITING else None
 
 
 def skip_data(skip: Skip | None) -> Json | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 
 from bot.chatops import NAMESPACE, Command, Context, invalid, needed
-from bot.models import Permission, Reaction, Reply, Verdict
+from bot.models import Permission, Reaction, Reply, Source, Verdict
 
 
 def help_(context: Context) -> Verdict:
     """Lists the commands, or explains one."""
+    if context.ask.source is Source.MENTION:
+        return Verdict("ok", "a mention without a command was answered", Reply("addressed"))
     shown = {verb: command for verb, command in sorted(context.commands.items()) if not command.hidden}
     wanted = context.ask.args[0].casefold() if context.ask.args else ""
     if wanted and wanted not in shown:

@@ -11,7 +11,7 @@ READ_AHEAD = 200
 
 
 def queue(context: Context) -> Verdict:
-    """Lists what runs and what waits, in order."""
+    """Lists what runs and what waits, in order, and the plans that wait for a person."""
     ask, counts = context.ask, context.queue.counts()
     terminal = ask.actor.is_terminal
     views = [view for view in context.queue.listing(READ_AHEAD) if terminal or view.repo_id == ask.repo_id][:LISTED]
@@ -30,6 +30,11 @@ def queue(context: Context) -> Verdict:
         "waiting": waiting,
         "hidden": max(0, running + waiting - len(rows)),
         "pauses": pauses_here(context),
+        "plans": [
+            {"ref": str(plan.issue) if terminal else f"#{plan.issue.number}", "title": title, "until_ms": plan.expires_ms}
+            for plan, title in context.queue.plans(READ_AHEAD)
+            if terminal or plan.repo_id == ask.repo_id
+        ][:LISTED],
     }
     return Verdict("ok", "queue told", Reply("queue", data, Reaction.ROCKET))
 

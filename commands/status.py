@@ -5,7 +5,7 @@ from __future__ import annotations
 from bot.chatops import Command, Context
 from bot.models import Permission, Reaction, Reply, Verdict
 from bot.replies import sprint_data
-from commands._told import pauses_of_issue, skip_data
+from commands._told import pauses_of_issue, plan_data, skip_data
 
 
 def status(context: Context) -> Verdict:
@@ -18,6 +18,7 @@ def status(context: Context) -> Verdict:
         "now_ms": context.now_ms,
         "pauses": pauses_of_issue(context),
         "skip": skip_data(queue.skipped()),
+        "plan": plan_data(context),
     }
     return Verdict("ok", "status told", Reply("status", data, Reaction.ROCKET), active.id if active else None)
 

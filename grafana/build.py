@@ -56,9 +56,9 @@ class Alert:
 
 
 def recordings(parameters: Parameters) -> list[dict[str, Any]]:
-    """The recorded series of outcomes, logins and money; `no_change` and `budget` are bad, `cancelled` and `refused` neither good nor bad."""
+    """The recorded series of outcomes, logins and money; `no_change` and `budget` are bad, `cancelled`, `refused` and `planned` neither."""
     job = f'job="{parameters.job}"'
-    neither, good = "cancelled|refused", "pull_request|updated"
+    neither, good = "cancelled|refused|planned", "pull_request|updated"
     rules = []
     for window in WINDOWS:
         count = f"dispatch_sprint_duration_seconds_count{{{job},outcome!~"
@@ -286,12 +286,77 @@ def fleet_alerts(parameters: Parameters) -> list[Alert]:
     ]
 
 
-def pipeline_alerts() -> list[Alert]:
-    """Alerts on the alerting itself."""
+def watch_alerts(parameters: Parameters) -> list[Alert]:
+    """Alerts on what watchdog, collector and breaker found: tickets, because the fleet may still work."""
+    limit = parameters.thresholds
+    job = f'job="{parameters.job}"'
+    expiry = "dispatch:auth_token_expiry:seconds"
+    refused = f'sum by (job, provider) (increase(dispatch_auth_refresh_total{{{job},result="error"}}[30m])) > 0'
+    return [
+        Alert(
+            name="DispatchBreakerOpen",
+            expr=f"max by (job, scope) (dispatch_breaker_open{{{job}}}) > 0",
+            hold=600,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="A breaker is open ({{ $labels.scope }})",
+            description="Sprints failed in a row for no fault of their tasks, and {{ $value | humanize }} breakers of scope {{ $labels.scope }} hold the others but for one try at a time.",
+        ),
+        Alert(
+            name="DispatchProbeFailing",
+            expr=f"max by (job, probe) (dispatch_probe_ok{{{job}}}) == 0",
+            hold=300,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="The watchdog's probe {{ $labels.probe }} fails",
+            description="The probe {{ $labels.probe }} fails or breaks, and what it may do about it did not help.",
+        ),
+        Alert(
+            name="DispatchModelDrift",
+            expr=f"max by (job, agent) (dispatch_watchdog_model_drift{{{job}}}) == 1",
+            hold=300,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="The profile {{ $labels.agent }} runs another model than it should",
+            description="The model of the profile {{ $labels.agent }} is not the one of `watchdog.expect`; either nobody may mend it, or mending did not hold.",
+        ),
+        Alert(
+            name="DispatchCollectorStale",
+            expr=f"time() - max by (job, instance, collector) (dispatch_collector_last_success_timestamp_seconds{{{job}}}) > {limit.collector_stale:g}",
+            hold=300,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="The collector sees nothing of {{ $labels.collector }}",
+            description="On {{ $labels.instance }} the collector's source {{ $labels.collector }} last answered {{ $value | humanizeDuration }} ago.",
+        ),
+        Alert(
+            name="DispatchScheduleDrift",
+            expr=f"max by (job, schedule) (dispatch_schedule_drift_seconds{{{job}}}) > {limit.schedule_drift:g}",
+            hold=600,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="The schedule {{ $labels.schedule }} does not keep its time",
+            description="The schedule {{ $labels.schedule }} fired {{ $value | humanizeDuration }} late, or is overdue for as long.",
+        ),
+        Alert(
+            name="DispatchAuthTokenExpiring",
+            expr=f"{expiry} > 0\nand on (job, provider) {expiry} < {limit.token_expiring:g}\nand on (job, provider) {refused}",
+            hold=300,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="The login of {{ $labels.provider }} is about to expire and is not renewed",
+            description="The key of {{ $labels.provider }} ends in {{ $value | humanizeDuration }}, and renewing it failed; only a person can log in again.",
+        ),
+    ]
+
+
+def pipeline_alerts(parameters: Parameters) -> list[Alert]:
+    """Alerts on the alerting itself. Their windows shrink with every `for`, and end before a bot that came back stops muting them."""
+    failing, undelivered = duration(300 * parameters.hold), duration(240 * parameters.hold)
     return [
         Alert(
             name="DispatchRulesFailing",
-            expr='increase(prometheus_rule_evaluation_failures_total{rule_group=~".*dispatch.*"}[5m]) > 0',
+            expr=f'increase(prometheus_rule_evaluation_failures_total{{rule_group=~".*dispatch.*"}}[{failing}]) > 0',
             hold=300,
             severity="warning",
             summary="Prometheus cannot evaluate the rules of this service",
@@ -299,7 +364,7 @@ def pipeline_alerts() -> list[Alert]:
         ),
         Alert(
             name="DispatchNotificationsFailing",
-            expr="rate(alertmanager_notifications_failed_total[5m]) > 0",
+            expr=f"rate(alertmanager_notifications_failed_total[{undelivered}]) > 0",
             hold=300,
             severity="critical",
             summary="Alertmanager cannot deliver notifications",
@@ -567,7 +632,7 @@ def service_row() -> list[Any]:
     return [
         lines(
             "Sprint error ratio",
-            "Share of finished sprints without a pull request; cancelled and refused count as neither.",
+            "Share of finished sprints without a pull request; cancelled, refused and planned count as neither.",
             "percentunit",
             *ratios,
             no_value="none finished",
@@ -731,11 +796,11 @@ def outcome_row() -> list[Any]:
     """What comes of sprints?"""
     finished = "sprint_duration_seconds_count"
     good = sel(finished, f'{CHOSEN},outcome=~"pull_request|updated"')
-    counted = sel(finished, f'{CHOSEN},outcome!~"cancelled|refused"')
+    counted = sel(finished, f'{CHOSEN},outcome!~"cancelled|refused|planned"')
     return [
         grid(
             "Success by agent and model",
-            "Share of the finished sprints that ended with a pull request; cancelled and refused count as neither.",
+            "Share of the finished sprints that ended with a pull request; cancelled, refused and planned count as neither.",
             "percentunit",
             f"sum by (agent, model) (increase({good}[$__range])) / (sum by (agent, model) (increase({counted}[$__range])) > 0)",
             "{{agent}} {{model}}",
@@ -855,6 +920,25 @@ def workers_row() -> list[Any]:
             "short",
             (f"sum(rate({sel('lease_takeovers_total')}[{RATE}])) * 3600", "take-overs"),
         ),
+        lines(
+            "Worker memory",
+            "Resident memory of each worker's process, as the collector saw it last.",
+            "bytes",
+            (f"max by (worker) ({sel('worker_memory_bytes')})", "{{worker}}"),
+        ),
+        lines(
+            "Worker age",
+            "Time since the process of each worker began.",
+            "s",
+            (f"time() - max by (worker) ({sel('worker_start_timestamp_seconds')})", "{{worker}}"),
+        ),
+        lines(
+            "tmux panes",
+            "Panes of our own tmux sessions by what they do; none where no lanes are up.",
+            "short",
+            (f"max by (session, state) ({sel('tmux_panes')})", "{{session}} {{state}}"),
+            no_value="no lanes",
+        ),
     ]
 
 
@@ -896,6 +980,112 @@ def telemetry_row() -> list[Any]:
             "short",
             (per_hour("alertmanager_notifications_total", "status", "result"), "{{status}} {{result}}"),
             span=6,
+        ),
+    ]
+
+
+def watchdog_row() -> list[Any]:
+    """What do the probes find, what was done, and what holds itself?"""
+    return [
+        states(
+            "Probes",
+            "The watchdog's probes, drawn while they are well; one that cannot tell has no line.",
+            f"max by (probe) ({sel('probe_ok')})",
+            "{{probe}}",
+            no_value="no watchdog",
+        ),
+        states(
+            "Model drift",
+            "Profiles that run another model than `watchdog.expect` says, drawn while they do.",
+            f"max by (agent) ({sel('watchdog_model_drift')})",
+            "{{agent}}",
+            no_value="no profile",
+        ),
+        lines(
+            "Probe age",
+            "Time since the last run of each probe ended.",
+            "s",
+            (f"time() - max by (probe) ({sel('probe_last_run_timestamp_seconds')})", "{{probe}}"),
+            span=12,
+            no_value="no watchdog",
+        ),
+        lines(
+            "Actions",
+            "What the watchdog did about what its probes found, an hour.",
+            "short",
+            (per_hour("watchdog_actions_total", "probe", "result"), "{{probe}} {{result}}"),
+            span=12,
+            no_value="no watchdog",
+        ),
+        lines(
+            "Repairs",
+            "Repairs of a profile's model that were tried, an hour.",
+            "short",
+            (per_hour("watchdog_fixes_total", "agent", "result"), "{{agent}} {{result}}"),
+            span=12,
+            no_value="no profile",
+        ),
+        lines(
+            "Open breakers",
+            "Automatic breakers that are open, by what they hold; what waits for one counts as work the fleet owes.",
+            "short",
+            (f"max by (scope) ({sel('breaker_open')})", "{{scope}}"),
+            span=12,
+        ),
+    ]
+
+
+def collector_row() -> list[Any]:
+    """What does the collector see, and does it see it?"""
+    return [
+        lines(
+            "Collector age",
+            "Time since each source of the collector last answered.",
+            "s",
+            (f"time() - max by (collector) ({sel('collector_last_success_timestamp_seconds')})", "{{collector}}"),
+            span=6,
+            no_value="no collector",
+        ),
+        lines(
+            "Missed sources",
+            "Sources that gave the collector nothing in time, an hour.",
+            "short",
+            (per_hour("collector_errors_total", "collector"), "{{collector}}"),
+            span=6,
+        ),
+        lines(
+            "Schedule drift",
+            "How late each schedule fired last, or how long it is overdue.",
+            "s",
+            (f"max by (schedule) ({sel('schedule_drift_seconds')})", "{{schedule}}"),
+            span=6,
+            no_value="no collector",
+        ),
+        lines(
+            "Open issues and pull requests",
+            "What is open in the served repositories.",
+            "short",
+            (f"max({sel('gitea_open_issues')})", "issues"),
+            (f"max by (author) ({sel('gitea_open_pull_requests')})", "pull requests by {{author}}"),
+            span=6,
+            no_value="no collector",
+        ),
+        lines(
+            "Disk",
+            "Size of the file system that holds the state folder, and what is free of it.",
+            "bytes",
+            (f"min by (instance) ({sel('disk_free_bytes')})", "free on {{instance}}"),
+            (f"max by (instance) ({sel('disk_size_bytes')})", "size on {{instance}}"),
+            span=12,
+            no_value="no collector",
+        ),
+        lines(
+            "Room taken",
+            "What the fleet takes in the state folder.",
+            "bytes",
+            (f"max by (place) ({sel('disk_used_bytes')})", "{{place}}"),
+            span=12,
+            no_value="no collector",
         ),
     ]
 
@@ -1086,7 +1276,14 @@ def dashboards(parameters: Parameters) -> list[dict[str, Any]]:
             "dispatch-watchdog",
             "watchdog and health",
             "What does the service think of itself, do its workers live, and do logins, deliveries and alerts come through?",
-            {"Health": health_row(), "Workers": workers_row(), "Auth and telemetry": telemetry_row(), "Service itself": process_row()},
+            {
+                "Health": health_row(),
+                "Workers": workers_row(),
+                "Auth and telemetry": telemetry_row(),
+                "Watchdog": watchdog_row(),
+                "Collector": collector_row(),
+                "Service itself": process_row(),
+            },
         ),
         _dashboard(
             parameters,
@@ -1165,8 +1362,11 @@ def _finished(board: dashboard.Dashboard) -> dict[str, Any]:
 
 def build(parameters: Parameters) -> dict[str, str]:
     """Every generated file: its path below `grafana/`, and its text."""
-    fleet = [*ages(parameters), *(alert_rule(alert, parameters) for alert in (*fleet_alerts(parameters), *burn_alerts()))]
-    pipeline = [alert_rule(alert, parameters) for alert in pipeline_alerts()]
+    fleet = [
+        *ages(parameters),
+        *(alert_rule(alert, parameters) for alert in (*fleet_alerts(parameters), *watch_alerts(parameters), *burn_alerts())),
+    ]
+    pipeline = [alert_rule(alert, parameters) for alert in pipeline_alerts(parameters)]
     return {
         "alerts/dispatch.rules.yml": rule_file({"dispatch-recordings": recordings(parameters)}),
         "alerts/dispatch.alerts.yml": rule_file({"dispatch-fleet": fleet, "dispatch-pipeline": pipeline}),

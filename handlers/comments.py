@@ -1,10 +1,14 @@
-"""Every command of a new comment is asked by its author; of an edited one only what is new, asked by whoever edited; a deleted one asks nothing."""
+"""Every command of a new comment is asked by its author; of an edited one only what is new, asked by whoever edited; a deleted one asks nothing.
+
+A comment that only mentions the bot starts nothing: people talk about a bot as well as to it. Once in an issue it is told how to ask.
+"""
 
 from __future__ import annotations
 
-from bot.chatops import Desk, Finding, Found, capped, new_commands, parse, to_ask
+from bot.chatops import Desk, Finding, Found, addressed_key, capped, mentions, new_commands, parse, to_ask
 from bot.gitea.routing import Router
 from bot.gitea.sansio import Event
+from bot.models import Ask, Source
 from handlers._people import hash_of, issue_ref, moment_ms, place, sender
 
 plugin = Router()
@@ -12,8 +16,9 @@ plugin = Router()
 
 @plugin.on("issue_comment", "pull_request_comment", action="created")
 async def created(event: Event, desk: Desk) -> list[Finding]:
-    """All commands of the comment, up to the cap."""
-    return _asks(event, desk, capped(parse(_body(event), desk.verbs), desk.settings.commands_per_comment))
+    """All commands of the comment, up to the cap; where there is none, a word to the bot is answered with how to ask."""
+    found = capped(parse(_body(event), desk.verbs), desk.settings.commands_per_comment)
+    return _asks(event, desk, found) if found else _addressed(event, desk)
 
 
 @plugin.on("issue_comment", "pull_request_comment", action="edited")
@@ -46,6 +51,17 @@ def _asks(event: Event, desk: Desk, commands: list[Found], *, edit: bool = False
         to_ask(command, comment_id=comment_id, repo_id=where[0], issue=ref, actor=actor, asked_ms=asked_ms, delivered_hash=hash_of(issue))
         for command in commands
     ]
+
+
+def _addressed(event: Event, desk: Desk) -> list[Finding]:
+    where, actor, issue = place(event), sender(event), event.data.get("issue")
+    if where is None or actor is None or actor.id == desk.me_id or not isinstance(issue, dict):
+        return []
+    ref = issue_ref(event, issue)
+    if ref is None or not mentions(_body(event), desk.me_login):
+        return []
+    key, asked_ms = addressed_key(where[0], ref.number), moment_ms(issue.get("updated_at"))
+    return [Ask(key=key, repo_id=where[0], issue=ref, actor=actor, source=Source.MENTION, verb="help", asked_ms=asked_ms)]
 
 
 def _body(event: Event) -> str:

@@ -120,7 +120,14 @@ class Fleet:
     """One process of the fleet; `dead` and `reaped` note what its lease said."""
 
     def __init__(
-        self, url: str, state_dir: Path, *, failpoint: Callable[[str], None] | None = None, node: str = "n1", **changes: Any
+        self,
+        url: str,
+        state_dir: Path,
+        *,
+        failpoint: Callable[[str], None] | None = None,
+        node: str = "n1",
+        serves: bool = True,
+        **changes: Any,
     ) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
         self.settings = settings(state_dir, **changes)
@@ -145,6 +152,7 @@ class Fleet:
             pending_owners=self.engine.pending_owners,
             on_reaped=self._reaped,
             on_dead=self._dead,
+            serves=serves,
         )
         self.leader = Leader(
             self.store,
@@ -182,8 +190,8 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def launched(url: str, state_dir: Path, *, beat: bool = True, **options: Any) -> AsyncIterator[Fleet]:
-    fleet = Fleet(url, state_dir, **options)
+async def launched(url: str, state_dir: Path, *, beat: bool = True, kind: type[Fleet] = Fleet, **options: Any) -> AsyncIterator[Fleet]:
+    fleet = kind(url, state_dir, **options)
     fleet.lease.take()
     await fleet.engine.launch()
     if beat:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from world import World, free_port, until
+from zygote import Forked, zygote
 
 from bot.store import Store
 
@@ -17,9 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class ServedWorld(World):
-    """`serve()` starts `timmy-dispatch serve`; the store is read beside it, as the command line does."""
+    """`serve()` starts `timmy-dispatch serve`; the store is read beside it, as the command line does.
 
-    process: asyncio.subprocess.Process | None = None
+    It is forked from a process that made the imports, unless `extra_environ` is given: then it is started as an operator does.
+    """
+
+    process: asyncio.subprocess.Process | Forked | None = None
     _store: Store | None = None
     extra_environ: dict[str, str] | None = None
 
@@ -39,7 +43,7 @@ class ServedWorld(World):
         path.chmod(0o600)
         return path
 
-    async def serve(self, *, failpoint: str = "", **more: Any) -> asyncio.subprocess.Process:
+    async def serve(self, *, failpoint: str = "", **more: Any) -> asyncio.subprocess.Process | Forked:
         config = self.write_config(**more)
         environ = {
             "PATH": os.environ["PATH"],
@@ -48,7 +52,11 @@ class ServedWorld(World):
             "TIMMY_DISPATCH_FAILPOINT": failpoint,
             **(self.extra_environ or {}),
         }
-        with (self.state_dir.parent / "serve.log").open("ab") as out:
+        output = self.state_dir.parent / "serve.log"
+        if self.extra_environ is None:
+            self.process = zygote().fork(["--config", str(config), "serve"], environ=environ, output=output)
+            return self.process
+        with output.open("ab") as out:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-P", "-m", "bot", "--config", str(config), "serve", cwd=ROOT, env=environ, stdout=out, stderr=out
             )

@@ -119,7 +119,7 @@ def test_a_level_for_a_verb_that_does_not_exist_is_a_fault(capsys, tmp_path):
     )
     path.chmod(0o600)
     assert run(["--config", str(path), "check-config"]) == 2
-    assert "there is no verb `ROLE`. Remedy: the verbs are cancel, explain" in capsys.readouterr().err
+    assert "there is no verb `ROLE`. Remedy: the verbs are approve, cancel, deny, explain" in capsys.readouterr().err
     path.write_text(path.read_text().replace("ROLE", "run"))
     assert run(["--config", str(path), "check-config"]) == 0
 

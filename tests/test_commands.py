@@ -16,6 +16,7 @@ from bot.figures import Figures
 from bot.models import (
     Actor,
     Ask,
+    Breaker,
     CancelResult,
     Comment,
     Decision,
@@ -28,6 +29,8 @@ from bot.models import (
     Pause,
     PauseScope,
     Permission,
+    Plan,
+    PlanState,
     Position,
     Reaction,
     Reply,
@@ -42,7 +45,7 @@ from bot.models import (
     text_hash,
 )
 from bot.settings import ForgeSettings, ProviderSettings, RepositorySettings, Settings
-from bot.snapshot import FleetSnapshot, WorkerBeat, WorkerState
+from bot.snapshot import FleetSnapshot, ProbeState, ProbeTarget, ProbeVerdict, WorkerBeat, WorkerState
 
 COMMANDS: Mapping[str, Command] = dict(discover(commands, Command))
 SETTINGS = Settings(
@@ -59,6 +62,28 @@ HASH = text_hash(FACTS.title, FACTS.body)
 DOCS = Path(__file__).parents[1] / "docs" / "commands.md"
 
 
+PROBES = (
+    ProbeState("disk", ProbeVerdict.OK, NOW - 5000, NOW, targets=(ProbeTarget("state folder", ProbeVerdict.OK, "9.0 GiB free", NOW),)),
+    ProbeState(
+        "model",
+        ProbeVerdict.FAILING,
+        NOW - 9000,
+        NOW,
+        targets=(ProbeTarget("default", ProbeVerdict.FAILING, "runs a/b and should run a/c", NOW, acts=1, acted_ms=NOW - 60_000, act_result="error"),),
+    ),
+    ProbeState(
+        "stuck",
+        ProbeVerdict.FAILING,
+        NOW - 9000,
+        NOW,
+        targets=(
+            ProbeTarget("s1", ProbeVerdict.FAILING, "acme/rocket#7 took no step for 31 min", NOW, repo_id=5),
+            ProbeTarget("s2", ProbeVerdict.FAILING, "acme/secret#1 took no step for 31 min", NOW, repo_id=6),
+        ),
+    ),
+)
+
+
 class Line:
     """A queue in memory that keeps the promises of the real one for a single transaction."""
 
@@ -70,13 +95,23 @@ class Line:
         trail: Sequence[Decision] = (),
         log: Sequence[LogLine] = (),
         fleet: FleetSnapshot | None = None,
+        plan: Plan | None = None,
     ) -> None:
+        self.opened, self.spent = 0, 0.0
         self.views = list(views)
+        self.kept_plan = plan
         self.held = list(pauses)
         self.entry = skip
         self.decisions = list(trail)
         self.lines = list(log)
-        self.fleet = fleet or FleetSnapshot(now_ms=NOW)
+        self.fleet = fleet or FleetSnapshot(now_ms=NOW, probes=PROBES)
+        self.wished: list[str] = []
+
+    def open_pulls(self) -> int:
+        return self.opened
+
+    def spent_usd(self, since_ms: int) -> float:
+        return self.spent
 
     def active(self) -> SprintView | None:
         return next((view for view in self.views if view.issue == ISSUE and view.state is not SprintState.SETTLED), None)
@@ -95,12 +130,26 @@ class Line:
         )
         return self.views[-1]
 
-    def cancel(self, sprint_id: SprintId, by: str) -> CancelResult:
+    def cancel(self, sprint_id: SprintId, by: str, why: str = "") -> CancelResult:
         (found,) = [item for item in self.views if item.id == sprint_id]
         if found.state in (SprintState.QUEUED, SprintState.ADMITTED):
             self._put(replace(found, state=SprintState.SETTLED, outcome=OutcomeKind.CANCELLED, stop_by=by))
             return CancelResult.CANCELLED
         return CancelResult.TOO_LATE if found.state in (SprintState.PUBLISHING, SprintState.SETTLED) else CancelResult.STOPPING
+
+    def plan(self) -> Plan | None:
+        return self.kept_plan
+
+    def end_plan(self, plan: Plan, state: PlanState, *, by: str, reason: str = "") -> bool:
+        self.kept_plan = replace(plan, state=state, decided_by=by, reason=reason)
+        return plan.state is PlanState.WAITING
+
+    def told_of_text(self, plan: Plan, digest: str) -> None:
+        self.kept_plan = replace(plan, told_hash=digest)
+
+    def plans(self, limit: int) -> list[tuple[Plan, str]]:
+        waits = self.kept_plan is not None and self.kept_plan.state is PlanState.WAITING
+        return [(self.kept_plan, "Keep the last row")][:limit] if waits else []
 
     def position(self, sprint_id: SprintId) -> Position | None:
         waiting = [item.id for item in self.views if item.state is SprintState.QUEUED]
@@ -126,14 +175,14 @@ class Line:
     def pauses(self) -> list[Pause]:
         return self.held
 
-    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str) -> Pause:
+    def pause(self, scope: PauseScope, *, until_ms: int | None, reason: str, provider: str = "") -> Pause:
         repo_id, repo = (5, "acme/rocket") if scope is PauseScope.REPO else (0, "")
-        made = Pause(scope, repo_id, repo, "bob", NOW, until_ms, reason)
-        self.held = [pause for pause in self.held if pause.scope is not scope] + [made]
+        made = Pause(scope, repo_id, repo, "bob", NOW, until_ms, reason, provider)
+        self.held = [pause for pause in self.held if (pause.scope, pause.provider) != (scope, provider)] + [made]
         return made
 
-    def resume(self, scope: PauseScope) -> Pause | None:
-        found = next((pause for pause in self.held if pause.scope is scope), None)
+    def resume(self, scope: PauseScope, *, provider: str = "") -> Pause | None:
+        found = next((pause for pause in self.held if (pause.scope, pause.provider) == (scope, provider)), None)
         self.held = [pause for pause in self.held if pause is not found]
         return found
 
@@ -153,6 +202,12 @@ class Line:
 
     def snapshot(self) -> FleetSnapshot:
         return self.fleet
+
+    def watchdog(self) -> list[ProbeState]:
+        return list(self.fleet.probes)
+
+    def wish_probes(self, names: Sequence[str]) -> None:
+        self.wished += names
 
     def load(self) -> list[RepositoryLoad]:
         loads = []
@@ -298,8 +353,8 @@ def test_where_nothing_can_start(verb: str, facts: IssueFacts | None, name: str)
 def test_run_on_a_pull_request() -> None:
     theirs = say("/dispatch run", Line(), facts=replace(FACTS, is_pull=True, head_branch="feature"))
     assert (theirs.result, theirs.reply.name) == ("denied", "not_our_pull")
-    ours = say("/dispatch run", Line(), facts=replace(FACTS, is_pull=True, head_branch="dispatch/issue-7-2"))
-    assert words(ours).startswith("Not started: this is my pull request for #7.")
+    named = say("/dispatch run", Line(), facts=replace(FACTS, is_pull=True, head_branch="dispatch/issue-7-2"))
+    assert named.reply.name == "not_our_pull", "a person may call a branch what they like"
 
 
 @pytest.mark.parametrize("verb", ["cancel", "retry", "status"])
@@ -403,6 +458,31 @@ def test_retry_takes_over_the_words_unless_it_has_its_own() -> None:
     assert line.views[-1].instructions == "another way"
 
 
+def test_retry_goes_on_with_a_draft_unless_it_shall_be_fresh() -> None:
+    draft = replace(FACTS, pulls=(OpenPull(12, "timmy", "is open on its branch", own=True),))
+    ended = replace(ENDED, outcome=OutcomeKind.BUDGET, pr=12)
+    line = Line(ended)
+    assert say("/dispatch retry only the parser", line, facts=draft).sprint_id == "new"
+    assert (line.options["pull"], line.views[-1].instructions) == ("12", "only the parser")
+    for text in ("/dispatch retry fresh only the parser", "/dispatch retry force fresh only the parser", "/dispatch retry fresh force only the parser"):
+        line = Line(ended)
+        assert say(text, line, facts=draft).sprint_id == "new"
+        assert "pull" not in line.options
+        assert line.views[-1].instructions == "only the parser"
+    # What ended well, whose draft is closed, or whose pull request is a person's, begins afresh.
+    for last, facts in (
+        (replace(ended, outcome=OutcomeKind.PULL_REQUEST), draft),
+        (ended, FACTS),
+        (replace(ended, pr=0), draft),
+    ):
+        line = Line(last)
+        say("/dispatch retry", line, facts=facts)
+        assert "pull" not in line.options
+    line = Line(ended)
+    say("/dispatch retry the fresh paint", line, facts=FACTS)
+    assert line.views[-1].instructions == "the fresh paint"
+
+
 def test_retry_of_nothing_and_beside_something() -> None:
     assert say("/dispatch retry", Line()).reply.name == "nothing_to_retry"
     line = Line(ENDED, WORKING)
@@ -498,7 +578,7 @@ def test_what_could_not_be_read_is_answered_with_a_suggestion() -> None:
 
 
 def test_a_verb_that_is_gone_is_answered() -> None:
-    verdict = say("", Line(), ask=asked("/dispatch run", verb="plan", text="/dispatch plan"))
+    verdict = say("", Line(), ask=asked("/dispatch run", verb="undo", text="/dispatch undo"))
     assert words(verdict).startswith("I could not read the command")
 
 
@@ -520,6 +600,7 @@ PAUSED_HERE = Pause(PauseScope.REPO, 5, "acme/rocket", "alice", NOW - 60_000)
 PAUSED_ELSEWHERE = Pause(PauseScope.REPO, 6, "acme/secret", "alice", NOW - 60_000, reason="hush")
 PAUSED_FLEET = Pause(PauseScope.FLEET, 0, "", "root", NOW - 60_000, NOW + 3_600_000, "moving")
 SKIPPED = Skip(5, 7, "alice", NOW - 60_000, "not now")
+ALIVE = FleetSnapshot(now_ms=NOW, workers=(WorkerBeat("n-0", WorkerState.IDLE, NOW, slots=2),))
 
 
 def test_an_administrator_pauses_the_repository_and_only_an_operator_the_fleet() -> None:
@@ -563,6 +644,42 @@ def test_resuming_tells_what_still_holds() -> None:
     assert say("/dispatch resume 2h", line, permission=Permission.ADMIN).result == "invalid"
     assert say("/dispatch resume fleet", line, permission=Permission.ADMIN).result == "denied"
     assert line.held == [PAUSED_FLEET]
+
+
+def test_an_operator_pauses_a_provider() -> None:
+    line = Line()
+    refused = say("/dispatch pause provider nous", line, permission=Permission.ADMIN)
+    assert (refused.result, line.held) == ("denied", [])
+    assert "`/dispatch pause provider` needs an operator" in words(refused)
+    for said in ("", " nobody", " `x`"):
+        assert "Known: `nous`." in words(say(f"/dispatch pause provider{said}", line, permission=Permission.OPERATOR))
+    verdict = say("/dispatch pause provider NOUS 2h over its quota", line, permission=Permission.OPERATOR)
+    [pause] = line.held
+    assert (pause.scope, pause.provider, pause.until_ms, pause.reason) == (PauseScope.PROVIDER, "nous", NOW + 7_200_000, "over its quota")
+    assert verdict.reason.startswith("the provider nous is paused until")
+    assert "It ends by itself in 2 h; earlier with `/dispatch resume provider nous`" in words(verdict)
+    assert "The provider `nous` is paused by `bob`" in words(say("/dispatch health", line, permission=Permission.READ))
+    assert say("/dispatch resume", line, permission=Permission.OPERATOR).reply.name == "nothing_to_resume"
+    assert "the provider `nous` was paused for" in words(say("/dispatch resume provider nous", line, permission=Permission.OPERATOR))
+    again = say("/dispatch resume provider nous", line, permission=Permission.OPERATOR)
+    assert "the provider `nous` is not paused" in words(again)
+
+
+def test_the_terminal_pauses_a_provider_without_a_repository() -> None:
+    line = Line()
+    ask = replace(asked("/dispatch pause provider nous 1h"), repo_id=RepoId(0), actor=Actor.terminal())
+    assert say("", line, ask=ask, permission=Permission.OPERATOR).result == "ok"
+    assert [held.provider for held in line.held] == ["nous"]
+
+
+def test_an_open_breaker_is_told_like_a_pause_and_ended_like_one() -> None:
+    breaker = Breaker(PauseScope.REPO, 5, "acme/rocket", "", NOW - 60_000, NOW + 60_000, 5, "sandbox").as_pause()
+    line = Line(view(), pauses=[breaker])
+    for verb in ("status", "queue", "health", "fleet", "explain"):
+        told = words(say(f"/dispatch {verb}", line, permission=Permission.READ))
+        assert "This repository is held by the breaker: 5 sprints in a row failed (sandbox); one is tried at " in told
+    verdict = say("/dispatch resume", line, permission=Permission.ADMIN)
+    assert "Resumed: this repository was held for 1 min by the breaker. What waited goes on now." in words(verdict)
 
 
 @pytest.mark.parametrize("verb", ["status", "queue", "health", "fleet", "explain"])
@@ -654,6 +771,39 @@ def test_explain_tells_the_trail_newest_last() -> None:
     assert "10 older ones are left out." in text
     assert "**Now:** queued, next in line" in text
     assert "`alice` has put this issue on the skip list" in text
+
+
+def test_explain_tells_what_is_in_the_way_now() -> None:
+    text = words(say("/dispatch explain", Line(ENDED, fleet=ALIVE)))
+    assert "Nothing is in the way of a start now." in text
+    assert "In the way" not in words(say("/dispatch explain", Line(view(), fleet=ALIVE)))
+    stuck = replace(
+        FACTS,
+        labels=("wontfix",),
+        pulls=(OpenPull(12, "carol", "closes it"), OpenPull(13, "timmy", "is open on its branch", own=True)),
+        blockers=("#3",),
+        state="closed",
+    )
+    line = Line(ENDED, skip=SKIPPED)
+    line.opened, line.spent = 2, 30.0
+    settings = SETTINGS.model_copy(update={"queue": SETTINGS.queue.model_copy(update={"usd_per_day": 25.0})})
+    repository = SETTINGS.repositories[0].model_copy(update={"max_open_prs": 2})
+    told = words(say("/dispatch explain", line, facts=stuck, settings=settings, repository=repository))
+    for obstacle in (
+        "- the issue is closed",
+        "- alice has put this issue on the skip list",
+        "- it carries the label wontfix",
+        "- pull request #\u200b12 by carol closes it",
+        "- my pull request #\u200b13 is open on its branch",
+        "- it depends on #\u200b3, which is still open",
+        "- no worker is alive",
+        "- 2 of at most 2 pull requests of the bot are open here",
+        "- the budget of the day ($25) is used up",
+    ):
+        assert obstacle in told, obstacle
+    blind = words(say("/dispatch explain", Line(ENDED, fleet=ALIVE), facts=None))
+    assert "The forge does not answer just now" in blind
+    assert "Nothing is in the way" not in blind
 
 
 def test_logs_shows_the_running_sprint_else_the_last_one() -> None:

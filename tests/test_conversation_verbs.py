@@ -32,16 +32,11 @@ async def operated(base: Path) -> AsyncIterator[World]:
 
 async def answer(world: World, issue: int, text: str, person=None, *, reaction: str = "rocket") -> str:
     """What the bot answers to a comment: its newest words besides the status comment, without the zero-width spaces that keep them inert."""
-
-    async def answers() -> list[str]:
-        return [body for body in await world.by_bot(issue) if "key=sprint:" not in body]
-
-    before = len(await answers())
     comment = await (person or world.alice).comment(issue, text)
     await reacted(world, comment, reaction)
 
     async def said():
-        return (await answers())[before:]
+        return [body for body in await world.by_bot(issue) if f"key=reply:command:{comment}:" in body]
 
     return (await until(said))[-1].replace("\u200b", "")
 

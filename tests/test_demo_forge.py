@@ -1015,8 +1015,8 @@ async def test_pull_requests(client):
     assert (empty.status, empty.body["changed_files"], empty.body["draft"]) == (201, 0, True)
     await client.deliveries()
     assert (await client.ask("DELETE", f"{ROCKET}/branches/same", "alice")).status == 204
-    _, raw = (await client.deliveries())[0]
-    closed = json.loads(raw)
+    gone, closed = (json.loads(raw) for _, raw in (await client.deliveries())[:2])
+    assert (gone["ref"], gone["ref_type"], gone["pusher_type"]) == ("same", "branch", "user")
     assert (closed["action"], closed["pull_request"]["merged"], closed["sender"]["login"]) == ("closed", False, "alice")
     assert closed["pull_request"]["head"]["ref"] == "refs/pull/2/head"
     assert closed["pull_request"]["head"]["label"] == "same"

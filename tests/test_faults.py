@@ -488,6 +488,7 @@ async def test_caps_on_commands(base: Path):
         told = len(await world.by_bot(issue))
         other = await world.bob.comment(issue, "/dispatch status")
         await reacted(world, other, "rocket")
+        await world.shown(issue)
         assert len(await world.by_bot(issue)) == told + 1, "somebody else's cap is his own"
 
 
@@ -507,6 +508,7 @@ async def test_bots_and_our_own_words_start_nothing(world: World):
     await world.timmy.comment(issue, "/dispatch run")
     await world.forge.add_label(world.stage.repo, issue, "timmy", "dispatch")
     await answered(world, issue)
+    await world.shown(issue)
     own = [text for text in await world.by_bot(issue) if "timmy-dispatch:v1" in text]
     await world.alice.comment(issue, own[0] + "\n\n/dispatch run")
     await world.alice.comment(issue, "\n".join("> " + line for line in own[0].splitlines()) + "\n\nThanks, bot.")

@@ -195,6 +195,21 @@ BREAKS = [
     ("DispatchBudgetNearlySpent", "> 0.8", "> 0.4"),
     ("DispatchBudgetNearlySpent", "> 0.8", "> 0.99"),
     ("DispatchBudgetNearlySpent", "increase1d", "increase3d"),
+    ("DispatchBreakerOpen", "max by (job, scope)", "max by (job)"),
+    ("DispatchBreakerOpen", "for: 10m", "for: 1m"),
+    ("DispatchBreakerOpen", "> 0", "> 2"),
+    ("DispatchProbeFailing", "max by (job, probe)", "max by (job)"),
+    ("DispatchProbeFailing", "== 0", "== 1"),
+    ("DispatchProbeFailing", "for: 5m", "for: 1m"),
+    ("DispatchModelDrift", "max by (job, agent)", "min by (job)"),
+    ("DispatchModelDrift", "for: 5m", "for: 1m"),
+    ("DispatchCollectorStale", "(job, instance, collector)", "(job, collector)"),
+    ("DispatchCollectorStale", "> 600", "> 300"),
+    ("DispatchScheduleDrift", "> 3600", "> 1200"),
+    ("DispatchScheduleDrift", "for: 10m", "for: 2m"),
+    ("DispatchAuthTokenExpiring", "< 1800", "< 3600"),
+    ("DispatchAuthTokenExpiring", "seconds > 0", "seconds > -9999"),
+    ("DispatchAuthTokenExpiring", 'result="error"}[30m])) > 0', 'result="error"}[30m])) >= 0'),
     ("DispatchRulesFailing", ".*dispatch.*", ".*"),
     ("DispatchNotificationsFailing", "for: 5m", "for: 9m"),
 ]
@@ -441,7 +456,18 @@ def test_the_dashboard_fits_the_schema(path):
 def test_provisioning_points_at_what_exists():
     sources = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())["datasources"]
     assert [(each["uid"], each["type"], each["jsonData"]) for each in sources] == [
-        ("timmy-prometheus", "prometheus", {"httpMethod": "POST", "timeInterval": "15s"})
+        (
+            "timmy-prometheus",
+            "prometheus",
+            {
+                "httpMethod": "POST",
+                "timeInterval": "15s",
+                # Grafana takes $ for a variable of its environment in these files.
+                "exemplarTraceIdDestinations": [
+                    {"name": "trace_id", "url": "http://127.0.0.1:16686/trace/$${__value.raw}", "urlDisplayLabel": "Trace"}
+                ],
+            },
+        )
     ]
     (provider,) = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "timmy-dispatch.yml").read_text())["providers"]
     assert (provider["type"], provider["disableDeletion"], provider["allowUiUpdates"], provider["folder"]) == ("file", True, False, "Timmy")

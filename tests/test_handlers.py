@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import handlers
-from bot.chatops import Finding, LabelAdded, PullFate, RepositoryFact, TextEdited, parse
+from bot.chatops import Finding, LabelAdded, PullFate, PullNews, RepositoryFact, Reverted, TextEdited, parse
 from bot.discovery import discover
 from bot.gitea.routing import Router
 from bot.gitea.sansio import Event
@@ -36,6 +36,7 @@ class Desk:
     settings = SETTINGS
     verbs = ("cancel", "help", "queue", "retry", "run", "status")
     me_id = TIMMY
+    me_login = "timmy"
 
     def __init__(self, added: LabelAdded | None = None, sprint: str | None = None) -> None:
         self.added, self.sprint = added, sprint
@@ -45,8 +46,12 @@ class Desk:
         self.asked.append((repo, number, label))
         return self.added
 
-    async def sprint_for_label(self, repo_id: RepoId, number: int) -> str | None:
-        return self.sprint
+    async def assigner(self, repo: str, number: int) -> LabelAdded | None:
+        self.asked.append((repo, number, "assigned"))
+        return self.added
+
+    async def active_trigger(self, repo_id: RepoId, number: int) -> str:
+        return self.sprint or ""
 
 
 def recorded(name: str, version: str = "1.26") -> Event:
@@ -88,7 +93,7 @@ ADDED = LabelAdded(131, BOB, 1_795_554_000_000)
 
 
 def test_what_is_discovered() -> None:
-    assert list(ROUTERS) == ["comments", "issues", "pulls", "repository"]
+    assert list(ROUTERS) == ["checks", "comments", "issues", "pulls", "repository", "reviews"]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +281,7 @@ async def test_a_repository_made_or_gone() -> None:
 @pytest.mark.parametrize("body", list(all_recorded()), ids=lambda body: f"{body.parts[-3]}/{body.name}")
 async def test_no_recorded_delivery_breaks_a_handler(body: Path) -> None:
     for finding in await findings(read(body), Desk(ADDED, "label:131")):
-        assert isinstance(finding, Ask | PullFate | RepositoryFact | TextEdited)
+        assert isinstance(finding, Ask | PullFate | PullNews | RepositoryFact | Reverted | TextEdited)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from bot.fleet.health import WEBHOOK_SILENT, Thresholds, judge, stalled
 from bot.metrics import Metrics
 from bot.models import SprintState, WaitingReason
-from bot.snapshot import Fault, FleetSnapshot, HealthVerdict, Reason, WorkerBeat, WorkerState
+from bot.snapshot import Collected, Fault, FleetSnapshot, HealthVerdict, Reason, WorkerBeat, WorkerState
 from tests.prometheus_support import GRAFANA, ScriptedFleet, binary
 
 NOW = 1_800_000_000_000
@@ -126,6 +126,13 @@ def test_the_table(snapshot, verdict, codes):
     assert health.verdict is verdict
     assert [reason.code for reason in health.reasons] == codes
     assert all(reason.detail for reason in health.reasons)
+
+
+def test_a_collector_that_sees_nothing_degrades_and_one_that_never_ran_does_not():
+    seen = Collected({"tmux": NOW - 601_000, "disk": NOW - 599_000})
+    [fault, *_] = judge(FleetSnapshot(NOW, collected=seen), Thresholds()).reasons
+    assert (fault.code, fault.detail) == (Fault.COLLECTOR_STALE, "the collector has seen nothing for 600 s of tmux")
+    assert not judge(FleetSnapshot(NOW), Thresholds()).has(Fault.COLLECTOR_STALE)
 
 
 def test_silence_of_webhooks_counts_only_with_a_canary():

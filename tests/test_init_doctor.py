@@ -15,8 +15,8 @@ from bot import config
 from bot.cli import _install, run
 from bot.demo.forge import ForgeServer
 from bot.doctor import Mark, Patient, Probe, account, checks, clock, examine, explain, labels, machine, state
-from bot.doctor import hook as hooks
-from bot.doctor._delivery import Proof, Receiver
+from bot.doctor._delivery import Receiver
+from bot.fleet.probes._proof import Proof, own_hooks
 from bot.gitea import errors
 from bot.gitea.aiohttp import GiteaClient
 from bot.gitea.forge import Forge
@@ -601,7 +601,7 @@ def test_own_hooks_are_found_by_address_active_ones_first():
         {"id": 3, "config": {"url": "http://c.example"}},
         {"id": 4, "config": None},
     ]
-    assert [hook["id"] for hook in hooks.own(given, loaded)] == [2, 1]
+    assert [hook["id"] for hook in own_hooks(given, loaded.webhook.hook_url())] == [2, 1]
 
 
 class Model:

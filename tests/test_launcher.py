@@ -21,6 +21,7 @@ from postgres_support import BACKENDS
 from talk import BODY, issue_with, pulls_of, reacted, sprint_count, state_is
 from world import FORGES, World, make_world, until
 
+from bot import replies
 from bot.chatops import gave_up_key, launcher_key
 from bot.fleet.launcher import Held, Issue, LeftOut, Look, Round, backoff_ms, hold, quiet, rank
 from bot.models import Actor, Pause, PauseScope, Skip
@@ -123,6 +124,7 @@ def test_retries_come_at_a_growing_distance_and_end():
     [
         (Past(state="queued"), LeftOut.ACTIVE),
         (Past(state="settled", outcome="cancelled", stop_by="bob"), LeftOut.CANCELLED),
+        (Past(state="settled", outcome="planned"), LeftOut.PLANNED),
         (Past(state="settled", outcome="pull_request", pr=4, pr_state="closed"), LeftOut.DONE),
         (Past(state="settled", outcome="failed", pr=4, pr_state="merged"), LeftOut.DONE),
     ],
@@ -261,6 +263,7 @@ async def test_every_reason_on_a_forge(anywhere: World):
     await alice.edit_issue(mine, assignees=[world.timmy.login])
     stranger = await world.mallory.open_issue("please", BODY.format(script="fix"))
     own = await world.timmy.open_issue("ops: something fires", BODY.format(script="fix"))
+    mirror = await alice.open_issue("Alert: copied", replies.with_marker("It fires.", replies.alert_key("ab", 1)))
     skipped = await issue_with(world)
     await reacted(world, await alice.comment(skipped, "/dispatch skip not now"), "rocket")
     blocked = await issue_with(world)
@@ -269,14 +272,17 @@ async def test_every_reason_on_a_forge(anywhere: World):
     done = await issue_with(world)
     await alice.label(done, "dispatch")
     await world.settled(done)
+    # That it was given to the bot was a wish already.
+    await world.settled(mine)
     assert await dry(world) == {
         good: "",
         epic: LeftOut.EPIC,
         unwanted: LeftOut.LABEL,
         assigned: LeftOut.ASSIGNED,
-        mine: "",
+        mine: LeftOut.PULL,
         stranger: LeftOut.AUTHOR,
         own: LeftOut.MINE,
+        mirror: LeftOut.MINE,
         skipped: LeftOut.SKIPPED,
         blocked: LeftOut.DEPENDENCY,
         done: LeftOut.PULL,

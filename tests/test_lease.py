@@ -23,7 +23,7 @@ from world import free_port, make_world, until
 from bot.engine import workflow_id
 from bot.lease import _try_lock
 from bot.models import SprintState
-from bot.service import EX_TEMPFAIL
+from bot.rooms import EX_TEMPFAIL
 from bot.store import deliveries, sprints, steps, workers
 
 QUICK = {"timing": {"beat_seconds": 0.1, "lease_seconds": 1.0}}

@@ -19,7 +19,7 @@ from bot.fleet.health import Thresholds, judge
 from bot.metrics import DELIVERY_RESULTS, EVENTS, LLM_RESULTS, Metrics, Vocabulary, docs_table
 from bot.models import EventKind, FailureReason, OutcomeKind, Source, SprintEvent, SprintId, SprintState, WaitingReason
 from bot.providers.classify import ErrorClass
-from bot.snapshot import Fault, FleetSnapshot, HealthVerdict, WorkerBeat, WorkerState
+from bot.snapshot import Collected, Fault, FleetSnapshot, HealthVerdict, ProbeState, ProbeTarget, ProbeVerdict, WorkerBeat, WorkerState
 from tests.prometheus_support import ROOT, ScriptedFleet, binary
 
 NOW = 1_800_000_000_000
@@ -51,6 +51,25 @@ FULL = FleetSnapshot(
     outbox_oldest_ms=NOW - 1_000,
     workers=(WorkerBeat("host-0", WorkerState.BUSY, NOW - 100), WorkerBeat("host-1", WorkerState.LOST, NOW - 500_000)),
     providers={"nous": True, "local": False},
+    probes=(
+        ProbeState("model", ProbeVerdict.FAILING, NOW, NOW, targets=(ProbeTarget("default", ProbeVerdict.FAILING, "another model", NOW),)),
+        ProbeState("webhook", ProbeVerdict.UNKNOWN, NOW, NOW),
+    ),
+    collected=Collected(
+        {"tmux": NOW - 30_000, "disk": NOW - 100_000},
+        {
+            "schedule_drift_seconds": {("launcher",): 4.5},
+            "tmux_panes": {("timmy", "active"): 2.0, ("timmy", "gone wild"): 1.0, ("wrong",): 9.0},
+            "worker_memory_bytes": {("host-0",): 1e8},
+            "worker_start_timestamp_seconds": {("host-0",): NOW / 1000},
+            "gitea_open_issues": {(): 7.0},
+            "gitea_open_pull_requests": {("bot",): 2.0, ("people",): 1.0},
+            "disk_size_bytes": {(): 1e12},
+            "disk_free_bytes": {(): 1e11},
+            "disk_used_bytes": {("sprints",): 1e9},
+            "of another version": {(): 1.0},
+        },
+    ),
 )
 
 
@@ -382,7 +401,7 @@ def test_the_store_is_read_at_every_scrape():
     assert {verdict: read(metrics, "health", verdict=verdict) for verdict in HealthVerdict} == {
         v: float(v == "degraded") for v in HealthVerdict
     }
-    assert {fault for fault in Fault if read(metrics, "health_reason", reason=fault)} == {Fault.WORKER_LOST, Fault.PROVIDER_DOWN}
+    assert {fault for fault in Fault if read(metrics, "health_reason", reason=fault)} == {Fault.WORKER_LOST, Fault.PROVIDER_DOWN, Fault.MODEL_DRIFT}
 
 
 def test_before_the_first_progress_the_oldest_debt_stands_for_it():

@@ -147,7 +147,7 @@ async def run(world: World, script: str = "fix", title: str = "slug keeps capita
 async def test_the_status_comment_leads_to_the_transcript_and_the_fleet_to_the_pull_request(world: World, read: Reader):
     issue = await run(world, words="keep it POSIX")
     sprint = await world.settled(issue)
-    link = re.search(r"\[live transcript\]\((\S+)\)", await world.status_comment(issue))
+    link = re.search(r"\[(?:live )?transcript\]\((\S+)\)", await world.status_comment(issue))
     assert link, await world.status_comment(issue)
     assert link[1] == f"http://127.0.0.1:{world.port}/sprints/{sprint.id}?key={key(world, sprint.id)}"
     status, page = await read(link[1].partition(str(world.port))[2])

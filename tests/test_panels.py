@@ -25,8 +25,11 @@ PANELS = [(uid, panel) for uid, board in BOARDS.items() for panel in board["pane
 MAY_BE_EMPTY = {
     "Token expires in",
     "Login renewals",
-    "Cost per merged pull request",
     "Retries by reason",
+    "tmux panes",
+    # No Hermes profile is expected to run anything here.
+    "Model drift",
+    "Repairs",
 }
 # What is there or not according to the moment of a scrape.
 SOMETIMES = {"Oldest queued", "Age of inbox and outbox", "Waiting by reason"}
@@ -45,6 +48,7 @@ class Fleet(World):
             "queue": {"usd_per_day": 100.0},
             "alerts": {"repository": self.stage.repo},
             "limits": {"steps": 12},
+            "collector": {"enabled": True, "every_seconds": 5.0},
         }
         return super().settings(**(changes | more))
 
@@ -77,6 +81,11 @@ async def live(world: Fleet) -> None:
     await world.alice.comment(first, "/dispatch retry")
     await until(lambda: _attempts(world, first, 2), 30)
     await settled(first)
+    [pull] = [
+        each["number"] for each in await world.pulls() if each["state"] == "open" and each["head"]["label"] == f"dispatch/issue-{first}"
+    ]
+    await world.alice.merge(pull)
+    await until(lambda: _merged(world), 30)
     await world.mallory.comment(first, "/dispatch run")
     await world.send("issue_comment", b"{}", secret="not the secret")
     url = f"http://127.0.0.1:{world.service.metrics_port}/alerts"
@@ -85,6 +94,13 @@ async def live(world: Fleet) -> None:
         await session.post(url, json=notice(alert(firing=False)))
     print(f"outcomes: {sorted(ended)}")
     assert OUTCOMES - ended <= {"updated"}, ended
+
+
+async def _merged(world: World) -> bool:
+    samples = world.service.metrics.registry.collect()
+    return any(
+        each.labels["event"] == "merged" and each.value for one in samples if one.name == "dispatch_pull_requests" for each in one.samples
+    )
 
 
 async def _attempts(world: World, issue: int, count: int) -> bool:

@@ -30,23 +30,28 @@ from bot.models import (
 
 VERBS = (
     *(
+        "approve",
         "cancel",
+        "deny",
         "explain",
         "fleet",
         "health",
         "help",
         "logs",
         "pause",
+        "plan",
         "priority",
         "prompt",
         "queue",
         "resume",
         "retry",
+        "revise",
         "run",
         "skip",
         "status",
     ),
     "unskip",
+    "watchdog",
 )
 FIGURES = Figures(
     since_ms=0,
@@ -171,6 +176,170 @@ REPLIES = [
         {"text": "", "problem": "One comment may hold 5 commands.", "suggestion": ""},
         ("I could not read the command. One comment may hold 5 commands.\n\n`/dispatch help` lists what I can do."),
     ),
+    (
+        "plan",
+        {
+            "text": "1. Fold case in `lib/slug.sh`.\n2. Run @tests; Closes #4.\n\n/dispatch run <!-- x -->",
+            "requester": "alice",
+            "state": "waiting",
+            "until_ms": 1800000000000,
+        },
+        (
+            "📝 **A plan for this issue**, asked for by `alice`. The agent says:\n"
+            "\n"
+            "> 1. Fold case in `lib/slug.sh`.\n"
+            "> 2. Run @\u200btests; C\u200bloses #\u200b4.\n"
+            ">\n"
+            "> /\u200bdispatch run <\u200b!-- x -->\n"
+            "\n"
+            "Nothing was changed so far. It waits for somebody with the right to decide, until 2027-01-15 08:00 UTC:\n"
+            "\n"
+            "- `/dispatch approve` goes on with exactly this plan\n"
+            "- `/dispatch revise` with your words after it makes another one\n"
+            "- `/dispatch deny` lets it go"
+        ),
+    ),
+    (
+        "plan",
+        {"text": "1. a", "requester": "alice", "state": "waiting", "until_ms": 1800000000000, "edited": True, "follow_up": True},
+        (
+            "📝 **A revised plan for this issue**, asked for by `alice`. The agent says:\n"
+            "\n"
+            "> 1. a\n"
+            "\n"
+            "The issue was edited after this plan was approved, so it **waits again** for somebody with the right to decide, until 2027-01-15 08:00 UTC:\n"
+            "\n"
+            "- `/dispatch approve` goes on with exactly this plan\n"
+            "- `/dispatch revise` with your words after it makes another one\n"
+            "- `/dispatch deny` lets it go"
+        ),
+    ),
+    (
+        "plan",
+        {"text": "1. a", "requester": "alice", "state": "approved", "until_ms": 1800000000000, "by": "bob"},
+        ("📝 **A plan for this issue**, asked for by `alice`. The agent says:\n\n> 1. a\n\n✅ **Approved** by `bob`."),
+    ),
+    (
+        "plan",
+        {"text": "1. a", "requester": "alice", "state": "denied", "until_ms": 1800000000000, "by": "bob", "reason": "too *wide*"},
+        (
+            "📝 **A plan for this issue**, asked for by `alice`. The agent says:\n"
+            "\n"
+            "> 1. a\n"
+            "\n"
+            "⛔ **Denied** by `bob`: too \\*wide\\*. `/dispatch plan` makes a new one."
+        ),
+    ),
+    (
+        "plan",
+        {"text": "1. a", "requester": "alice", "state": "expired", "until_ms": 1800000000000},
+        (
+            "📝 **A plan for this issue**, asked for by `alice`. The agent says:\n"
+            "\n"
+            "> 1. a\n"
+            "\n"
+            "⌛ **Nobody decided in time**, so this plan is let go; nothing was changed. `/dispatch plan` makes a new one."
+        ),
+    ),
+    (
+        "plan",
+        {"text": "1. a", "requester": "alice", "state": "closed", "until_ms": 1800000000000},
+        (
+            "📝 **A plan for this issue**, asked for by `alice`. The agent says:\n"
+            "\n"
+            "> 1. a\n"
+            "\n"
+            "🗄️ **The issue was closed**, so this plan is let go; nothing was changed."
+        ),
+    ),
+    (
+        "plan",
+        {"text": "1. a", "requester": "alice", "state": "superseded", "until_ms": 1800000000000, "reason": "a newer plan was made"},
+        (
+            "📝 **A plan for this issue**, asked for by `alice`. The agent says:\n"
+            "\n"
+            "> 1. a\n"
+            "\n"
+            "🔁 **Not valid any more**: a newer plan was made."
+        ),
+    ),
+    (
+        "plan_edited",
+        {"author": "mallory"},
+        (
+            "Not started: the text of this issue, written by `mallory`, was changed after the plan was made. Read both again. If the plan still fits: `/dispatch approve` once more. If not: `/dispatch revise` with your words after it, or `/dispatch plan`."
+        ),
+    ),
+    (
+        "plan_waits_again",
+        {},
+        (
+            "The issue was edited after its plan was approved, so nothing was started. Read both again. If the plan still fits: `/dispatch approve`. If not: `/dispatch revise` with your words after it, or `/dispatch plan`."
+        ),
+    ),
+    (
+        "plan_denied",
+        {"reason": "too wide"},
+        ("The plan is let go (too wide); nothing was changed. `/dispatch plan` makes a new one."),
+    ),
+    (
+        "no_plan",
+        {"verb": "approve"},
+        ("There is no plan to approve here. `/dispatch plan` makes one."),
+    ),
+    (
+        "no_plan",
+        {"verb": "approve", "state": "approved", "by": "bob"},
+        ("There is no plan to approve here. The last one was approved by `bob` already. `/dispatch plan` makes one."),
+    ),
+    (
+        "no_plan",
+        {"verb": "deny", "state": "expired", "by": ""},
+        ("There is no plan to deny here. Nobody decided on the last one in time. `/dispatch plan` makes one."),
+    ),
+    (
+        "plan_in_work",
+        {"sprint": WORKING},
+        "This issue is already working, step 4 of 60, $0.02 so far: there is no plan to change any more. `/dispatch cancel` stops it.",
+    ),
+    (
+        "plan_in_work",
+        {"sprint": WORKING | {"planning": True}},
+        "The plan is still being made: this issue is planning, step 4 of 60, $0.02 so far. Decide when it is here; `/dispatch cancel` stops it.",
+    ),
+    (
+        "status",
+        {
+            "active": None,
+            "last": DONE | {"outcome": "planned", "reason": "waiting"},
+            "now_ms": 61_000,
+            "plan": {"until_ms": 1_800_000_000_000},
+        },
+        (
+            "📝 A plan waits for a person's decision until 2027-01-15 08:00 UTC.\n"
+            "\n"
+            "**Last:** a plan waits for approval (1 min ago).\n"
+            "\n"
+            "`/dispatch approve` goes on with it, `/dispatch revise` and your words change it, `/dispatch deny` lets it go."
+        ),
+    ),
+    (
+        "queue",
+        {
+            "rows": [],
+            "running": 0,
+            "waiting": 0,
+            "hidden": 0,
+            "plans": [{"ref": "#7", "title": "Keep *the* last", "until_ms": 1_800_000_000_000}],
+        },
+        (
+            "0 sprints running, 0 waiting.\n"
+            "\n"
+            "📝 1 plan waiting for a person's `/dispatch approve`:\n"
+            "\n"
+            "- `#7` Keep \\*the\\* last, until 2027-01-15 08:00 UTC"
+        ),
+    ),
     ("queued", {"sprint": SPRINT}, "Understood. This issue is queued, 3rd in line. The status comment follows it from here."),
     (
         "already_active",
@@ -280,6 +449,26 @@ REPLIES = [
         "Not started: the label `dispatch` was put on by `mallory`, who has no write access here. Somebody with write access can read the issue, take the label off and put it on again.",
     ),
     (
+        "not_permitted_mention",
+        {"login": "mallory"},
+        "Not started: `mallory` mentions me in this issue, but has no write access here. Somebody with write access can read the issue and ask with `/dispatch run`.",
+    ),
+    (
+        "not_permitted_assignment",
+        {"login": "mallory"},
+        "Not started: `mallory`, who assigned me, has no write access here. Somebody with write access can read the issue and ask with `/dispatch run`.",
+    ),
+    (
+        "addressed",
+        {},
+        "I act on commands only, so that people can talk about me as well as to me. `/dispatch run` at the start of a line starts work on this issue, with your words after it as instructions; `/dispatch help` lists the rest.",
+    ),
+    (
+        "commands_off",
+        {"ways": ["label", "assignment", "mention"]},
+        "Not started: a comment starts nothing in this repository. To start: put the trigger label on, or assign the issue to me, or mention me in the issue's text.",
+    ),
+    (
         "not_on_list",
         {"login": "mallory"},
         "Not done: I am not an administrator of this repository, so I cannot ask what `mallory` may do, and the list of allowed people does not have that name. The operator can make the bot an administrator or add the name to `allow_users`.",
@@ -342,9 +531,83 @@ REPLIES = [
         "Not started: this is a pull request of a person, and I do not work on those. Open an issue that says what to do, and ask there.",
     ),
     (
-        "our_pull",
-        {"issue": 7},
-        "Not started: this is my pull request for #7. Ask there: `/dispatch retry` on that issue starts again, with your words after it.",
+        "pull_over",
+        {"pull": 9, "state": "merged"},
+        "Not started: pull request #9 is merged. What is still to do belongs into a new issue, or comment `/dispatch run` on the old one.",
+    ),
+    (
+        "pull_over",
+        {"pull": 9, "state": "closed"},
+        "Not started: pull request #9 is closed. Open it again and ask once more, or begin anew with `/dispatch run` on its issue.",
+    ),
+    (
+        "nothing_to_follow",
+        {},
+        "Not started: this issue has no open pull request of mine to go on with. `/dispatch run` begins one.",
+    ),
+    ("issue_gone", {"issue": 7}, "Not done: this pull request belongs to issue #7, and I cannot find that issue any more."),
+    (
+        "not_permitted_review",
+        {"login": "mallory"},
+        "Not started: `mallory` requests changes, but has no write access here. "
+        "Somebody with write access can ask for them: a review of their own, or a comment `/dispatch run` with what to do after it.",
+    ),
+    (
+        "follow_up_begins",
+        {"source": "review", "login": "bob", "issue": 7, "why": ""},
+        "🔧 **I take up the review by `bob`**, with every unresolved comment, on this branch. How it goes is told on #7; `/dispatch cancel` stops it.",
+    ),
+    (
+        "follow_up_begins",
+        {"source": "checks", "login": "bob", "issue": 7, "why": "ci/test"},
+        "🔧 **Red: ci/test.** I try to mend what I pushed, on this branch. How it goes is told on #7; `/dispatch cancel` stops it.",
+    ),
+    (
+        "checks_same",
+        {"why": "ci/test", "tries": 1},
+        "🛑 **Still red: ci/test**, in the same way as before my last follow-up, so I stop here (1 try so far). "
+        "`/dispatch run` with a hint after it goes on.",
+    ),
+    (
+        "checks_tried",
+        {"why": "ci/test", "tries": 2},
+        "🛑 **Still red: ci/test**. I tried 2 times and leave it to you now. `/dispatch run` with a hint after it goes on.",
+    ),
+    (
+        "round_ended",
+        {
+            "issue": 7,
+            "outcome": "updated",
+            "reason": "",
+            "detail": "",
+            "head": "0123456789abcdef",
+            "summary": "Empty input gives *nothing*.",
+            "remarks": [
+                {"where": "lib/slug.sh:3", "author": "bob", "said": "quotes it, @alice", "changed": True},
+                {"where": "test.sh:9", "author": "bob", "said": "", "changed": True},
+                {"where": "README.md", "author": "bob", "said": "", "changed": False},
+            ],
+            "ask_review": ["bob"],
+        },
+        "✅ **Updated** with `0123456789`.\n\nThe agent says:\n\n> Empty input gives *nothing*.\n\n**The comments, one by one:**\n\n"
+        "- `lib/slug.sh:3` (`bob`): quotes it, @\u200balice\n"
+        "- `test.sh:9` (`bob`): the file was changed; the agent says nothing more about it\n"
+        "- `README.md` (`bob`): not changed in this round\n\nPlease look again: `bob`.\n\n<sub>Details on #7</sub>",
+    ),
+    (
+        "round_ended",
+        {
+            "issue": 7,
+            "outcome": "failed",
+            "reason": "checks",
+            "detail": "",
+            "head": "0123456789abcdef",
+            "summary": "",
+            "remarks": [],
+            "ask_review": [],
+        },
+        "❌ **Failed.** The checks of this repository fail on the change. What there is so far is in `0123456789`, as a draft.\n\n"
+        "<sub>Details on #7</sub>",
     ),
     ("not_on_pull", {"verb": "cancel", "issue": 7}, "`/dispatch cancel` does not work on a pull request. Use it on #7."),
     ("not_on_pull", {"verb": "cancel", "issue": 0}, "`/dispatch cancel` does not work on a pull request. Use it on an issue."),
@@ -531,6 +794,8 @@ REPLIES = [
         (
             "Nothing has run on this issue yet. `/dispatch run` starts.\n"
             "\n"
+            "Nothing is in the way of a start now.\n"
+            "\n"
             "Nothing has been decided about this issue so far.\n"
             "\n"
             "⚠️ 2 deliveries of the forge were given up; `timmy-dispatch replay` shows them to the operator."
@@ -543,6 +808,32 @@ REPLIES = [
             "⏭️ `bob` has put this issue on the skip list 1 min ago: we do it @\u200balice (`/dispatch unskip` takes it off).\n"
             "\n"
             "Nothing has run on this issue yet.\n"
+            "\n"
+            "Nothing has been decided about this issue so far."
+        ),
+    ),
+    (
+        "explanation",
+        {
+            "rows": [],
+            "hidden": 0,
+            "active": None,
+            "last": None,
+            "pauses": [],
+            "skip": None,
+            "now_ms": 61_000,
+            "obstacles": ["it carries the label wontfix", "pull request #12 by carol closes it"],
+            "looked": False,
+        },
+        (
+            "Nothing has run on this issue yet. `/dispatch run` starts.\n"
+            "\n"
+            "**In the way of a start now:**\n"
+            "\n"
+            "- it carries the label wontfix\n"
+            "- pull request #\u200b12 by carol closes it\n"
+            "\n"
+            "The forge does not answer just now: what other people work on, and what this issue depends on, is not looked at.\n"
             "\n"
             "Nothing has been decided about this issue so far."
         ),
@@ -632,6 +923,56 @@ REPLIES = [
         "fleet",
         {"workers": [], "rows": [], "hidden": 0, "pauses": []},
         ("No worker is there: the service does not run.\n\nNo sprint is queued or running."),
+    ),
+    (
+        "watchdog",
+        {
+            "rows": [
+                {
+                    "name": "disk",
+                    "verdict": "ok",
+                    "ran_ms": 1000,
+                    "policy": "watch",
+                    "wished": False,
+                    "reasons": ["state folder: 9.0 GiB free"],
+                    "more": 0,
+                    "hidden": 0,
+                    "acted_ms": 0,
+                    "acted": "",
+                },
+                {
+                    "name": "model",
+                    "verdict": "failing",
+                    "ran_ms": 1000,
+                    "policy": "act",
+                    "wished": True,
+                    "reasons": ["default: runs *a* | b, @alice"],
+                    "more": 1,
+                    "hidden": 2,
+                    "acted_ms": 1000,
+                    "acted": "error",
+                },
+            ],
+            "now_ms": 61_000,
+        },
+        (
+            "2 probes, 1 with something to tell.\n"
+            "\n"
+            "| Probe | Verdict | Looked | What it sees |\n"
+            "|---|---|---|---|\n"
+            "| `disk` | 🟢 ok | 1 min ago | state folder: 9.0 GiB free |\n"
+            "| `model` (may act) | 🔴 failing | 1 min ago | default: runs \\*a\\* \\| b, @\u200balice; 1 more; 2 in other repositories; last action 1 min ago: error; asked to act now |"
+        ),
+    ),
+    (
+        "watchdog",
+        {"rows": [], "now_ms": 1},
+        "The watchdog has not looked yet: it is switched off, or the service has just been started.",
+    ),
+    (
+        "watchdog_wished",
+        {"names": ["disk", "model"]},
+        "The watchdog looks now and does what helps: `disk`, `model`. `/dispatch watchdog` shows in a moment what came of it; a pause holds it.",
     ),
     (
         "prompt_text",
@@ -840,7 +1181,7 @@ STATUS = [
             "\n"
             "</details>\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -864,7 +1205,7 @@ STATUS = [
             "\n"
             "</details>\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -876,7 +1217,7 @@ STATUS = [
             "\n"
             "If something should change here, say what in the issue or in a comment such as `/dispatch run please also ...`.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -898,7 +1239,7 @@ STATUS = [
             "\n"
             "Narrow the task and ask again with `/dispatch retry`, or let the operator change the rule.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -906,9 +1247,9 @@ STATUS = [
         (
             "⏸️ **Stopped at a limit (steps).** What there is so far is in the draft [pull request #12](https://git.example/acme/rocket/pulls/12).\n"
             "\n"
-            "Look at what is there. `/dispatch retry` starts again; a smaller task or a larger limit helps.\n"
+            "Look at what is there. `/dispatch retry` goes on from there, `/dispatch retry fresh` begins anew; a smaller task or a larger limit helps.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -918,7 +1259,59 @@ STATUS = [
             "\n"
             "To start again: `/dispatch retry`.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {
+            "state": SprintState.SETTLED,
+            "outcome": OutcomeKind.PULL_REQUEST,
+            "pr": 12,
+            "files": 1,
+            "detail": "slug() now lowers *all* letters, see @alice.",
+            "config_faults": ("line 2, column 1: `limts`: unknown key. Remedy: write `limits`, if you mean that.",),
+        },
+        (
+            "✅ **Done: [pull request #12](https://git.example/acme/rocket/pulls/12) is open**, 1 file changed.\n"
+            "\n"
+            "The agent says: slug() now lowers \\*all\\* letters, see @\u200balice.\n"
+            "\n"
+            "No checks are declared for this repository: nothing was tested.\n"
+            "\n"
+            "Merging it closes this issue. For another try: `/dispatch retry`.\n"
+            "\n"
+            "⚠️ `.dispatch.yml` on the default branch has faults. What is at fault is left out, and the operator's settings stand:\n"
+            "\n"
+            "- line 2, column 1: \\`limts\\`: unknown key. Remedy: write \\`limits\\`, if you mean that.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {
+            "state": SprintState.SETTLED,
+            "outcome": OutcomeKind.CANCELLED,
+            "stop_by": "bob",
+            "reason": "unassigned",
+            "detail": "cancelled by bob",
+            "source": Source.ASSIGNMENT,
+        },
+        (
+            "🛑 **Cancelled by `bob`, because I was unassigned.** Nothing was published.\n"
+            "\n"
+            "To start again: `/dispatch retry`.\n"
+            "\n"
+            "<sub>Asked for by `bob` by assignment · [transcript](https://bot.example/sprints/01J)</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.SETTLED, "outcome": OutcomeKind.CANCELLED, "stop_by": "bob", "reason": "closed"},
+        (
+            "🛑 **Cancelled by `bob`, because the issue was closed.** Nothing was published.\n"
+            "\n"
+            "Reopen the issue and ask again with `/dispatch retry`.\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -928,7 +1321,7 @@ STATUS = [
             "\n"
             "Look at the output of the checks, then finish the draft by hand, or say what to do differently with `/dispatch retry` and your words after it.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -938,7 +1331,7 @@ STATUS = [
             "\n"
             "This is for the operator: `timmy-dispatch doctor` names the cause and its remedy. Afterwards: `/dispatch retry`.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
     (
@@ -948,7 +1341,7 @@ STATUS = [
             "\n"
             "This is for the operator: `timmy-dispatch doctor` names the cause and its remedy. Afterwards: `/dispatch retry`.\n"
             "\n"
-            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J)</sub>"
+            "<sub>Asked for by `bob` by comment · [transcript](https://bot.example/sprints/01J)</sub>"
         ),
     ),
 ]
@@ -1211,6 +1604,16 @@ def test_a_long_text_is_cut_before_its_marker() -> None:
 def test_links() -> None:
     assert LINKS.pull(IssueRef("acme", "rocket", 7), 12) == "https://git.example/acme/rocket/pulls/12"
     assert replies.Links("https://git.example").sprint("01J") == ""
+
+
+def test_the_trace_is_named_once_there_is_one() -> None:
+    traced = replies.Links("https://git.example", trace_of=lambda sprint: f"trace-of-{sprint}")
+
+    def shown(**fields: object) -> str:
+        return replies.status_comment(view(**fields), position=None, now_ms=1, links=traced)
+
+    assert "· trace `trace-of-" in shown(state=SprintState.WORKING, started_ms=1)
+    assert "trace" not in shown(state=SprintState.QUEUED, started_ms=0)
 
 
 ALERT = {

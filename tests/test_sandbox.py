@@ -186,8 +186,9 @@ async def test_workspace_bounds(base, command, word):
 
 async def test_memory_and_file_limits(base):
     require_sandbox()
-    box = Box(base, "bubblewrap", file_bytes=1_000_000, memory_bytes=300_000_000, tmp_bytes=2_000_000)
-    assert (await box.run("head -c 3000000 /dev/zero > f; stat -c %s f")).output.endswith("1000000\n")
+    box = Box(base, "bubblewrap", file_bytes=1_000_900, memory_bytes=300_000_000, tmp_bytes=2_000_000)
+    # a limit on files is kept in blocks of 512 bytes, rounded down
+    assert (await box.run("head -c 3000000 /dev/zero > f; stat -c %s f")).output.endswith("1000448\n")
     assert "No space left" in (await box.run("for i in 1 2 3 4; do head -c 900000 /dev/zero > /tmp/f$i; done")).output
     assert not (await box.run("perl -e '$x = \"a\" x 900000000'")).ok
     held = await box.run(
@@ -198,7 +199,11 @@ async def test_memory_and_file_limits(base):
     assert sizes["/run"] <= 2
     assert sizes["/home/agent"] <= 257
     held_open = await box.run("exec 9> gone; rm gone; head -c 3000000 /dev/zero >&9; stat -L -c %s /proc/self/fd/9")
-    assert held_open.output.endswith("1000000\n")
+    assert held_open.output.endswith("1000448\n")
+    limits = await box.run(
+        "for kind in S H; do ulimit -$kind -c; ulimit -$kind -t; ulimit -$kind -n; ulimit -$kind -v; ulimit -$kind -u; done"
+    )
+    assert limits.output.split() == ["0", "300", "1024", str(300_000_000 // 1024), "256"] * 2
 
 
 def test_measure(base):
@@ -264,6 +269,80 @@ async def test_descriptors_do_not_leak(box):
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+ODD = [
+    "true",
+    "exit 7",
+    "echo one\necho two; false",
+    "cat <<'END'\n a\\tb  āă€\u0081\u0088 \\\n\n'quoted' \"$HOME\" `x`\nEND\n\n",
+    "printf '%s|' $# \"$0\" $LINENO $SHLVL; env | sort; pwd; ulimit -a; ls -l /proc/self/fd | wc -l",
+    "echo $((1 +)) ",
+    "cat; read x; echo end=$?",
+    "x() { echo f; }; x\n# " + "ü" * 1000,
+    "exit 3; " + "#" * 100_000,
+]
+
+
+@pytest.mark.parametrize("stdin", [None, b"in\nput"], ids=["empty", "given"])
+async def test_one_started_ahead_is_like_any_other(walled, stdin):
+    """The same words give the same result, whether the sandbox waited for them or not; each takes one command."""
+    mark = f"timmy-sandbox:{os.getpid()}:"
+    for command in ODD:
+        cold = await walled.run(command, stdin=stdin)
+        walled.sandbox.expect(walled.work)
+        walled.sandbox.expect(walled.work)
+        await until_waiting(mark)
+        assert await walled.run(command, stdin=stdin) == cold, command
+    walled.sandbox.dismiss(walled.work)
+    assert not processes_with(mark)
+
+
+async def test_one_started_ahead_is_gone_when_nobody_wants_it(walled):
+    mark = f"timmy-sandbox:{os.getpid()}:"
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for delay in (0.0, 0.004, 0.01):
+        walled.sandbox.expect(walled.work)
+        await asyncio.sleep(delay)
+        walled.sandbox.dismiss(walled.work)
+        walled.sandbox.dismiss(walled.work)
+        assert await gone(mark, 2.0)
+    walled.sandbox.expect(walled.work)
+    # Another view of the machine is another sandbox.
+    await until_waiting(mark)
+    shown = walled.base / "shown"
+    shown.mkdir(mode=0o755)
+    (shown / "file").write_text("shown\n")
+    seen = await walled.run("cat /shown/file", binds=[Bind(shown, "/shown")])
+    assert seen.output == "shown\n"
+    # One that died meanwhile has run nothing, so that the command runs in a new one.
+    for pid in processes_with(mark):
+        os.kill(pid, signal.SIGKILL)
+    assert await gone(mark, 2.0)
+    assert (await walled.run("echo x >> ran; cat ran")).output == "x\n"
+    walled.sandbox.expect(walled.work)
+    await walled.sandbox.close()
+    assert await gone(mark, 2.0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+
+
+async def test_nothing_of_a_command_meets_the_next(walled):
+    """The one that waits has its own processes, its own scratch and its own limits, whatever runs beside it."""
+    walled.sandbox.expect(walled.work)
+    await until_waiting(f"timmy-sandbox:{os.getpid()}:")
+    ahead = asyncio.ensure_future(walled.run("sleep 0.3; ls -A /tmp /dev/shm /home/agent /run; set -- /proc/[0-9]*; echo $#"))
+    await asyncio.sleep(0)
+    walled.sandbox.expect(walled.work)
+    word = str(secrets.randbelow(10**8) + 10**8)
+    await walled.run(f"echo x > /tmp/x; echo x > /dev/shm/x; echo x > ~/x; kill -9 -1; setsid sleep {word} & exit")
+    assert (await ahead).output.split() == ["/dev/shm:", "/home/agent:", "/run:", "/tmp:", "2"]
+    assert await gone(word, 1.0)
+
+
+async def until_waiting(mark: str) -> None:
+    """Until a sandbox of this process sits there with nothing to do: its two bubblewraps and the shell that reads."""
+    while len(processes_with(mark)) < 3:
+        await asyncio.sleep(0.01)
+
+
 PARENT = """
 import asyncio, sys
 from pathlib import Path
@@ -272,14 +351,18 @@ from bot.sandbox import build
 async def main(kind, base, work, word):
     sandbox = build(SandboxSettings(kind=kind), state_dir=Path(base))
     print("go", flush=True)
+    if word.startswith("-"):
+        sandbox.expect(Path(work))
+        await asyncio.sleep(60)
     await sandbox.run(f"(setsid sleep {word} &); sleep {word}", workspace=Path(work))
 asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["running", "waiting"])
 @pytest.mark.parametrize("delay", [0.0, 0.006, 0.012, 0.3])
-async def test_sigkill_of_the_service_leaves_nothing(box, delay):
-    word = str(secrets.randbelow(10**8) + 10**8)
+async def test_sigkill_of_the_service_leaves_nothing(box, delay, ahead):
+    word = "-" if ahead else str(secrets.randbelow(10**8) + 10**8)
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -295,7 +378,7 @@ async def test_sigkill_of_the_service_leaves_nothing(box, delay):
     await asyncio.sleep(delay)
     child.kill()
     await child.wait()
-    assert await gone(word)
+    assert await gone(f"timmy-sandbox:{child.pid}:" if ahead else word)
 
 
 async def test_sweep_kills_orphans_of_dead_services_only():

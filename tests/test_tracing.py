@@ -123,6 +123,7 @@ async def test_a_sprint_of_the_whole_bot_reaches_a_collector(base: Path):
         issue = await world.alice.open_issue("slug keeps capitals", "script: fix\n\nPlease mend `lib/slug.sh`.")
         await world.alice.label(issue, "dispatch")
         sprint = await world.settled(issue)
+        assert f"· trace `{trace_id_of(sprint.id)}`" in await world.status_comment(issue)
         rendered = world.service.metrics.render("application/openmetrics-text;version=1.0.0", compress=False).body.decode()
         await world.stop()
         import gzip

@@ -189,17 +189,17 @@ async def test_sparse_file_is_refused_by_size(house):
     assert [(v.rule, v.path) for v in violations] == [("size", "sparse")]
 
 
-async def test_protected_paths_come_from_the_base_commit(house):
-    house.server.commit(REPO, {".dispatch.yml": "protected_paths: [theirs/]\n"})
+async def test_protected_paths_come_from_the_settings_alone(house):
+    house.server.commit(REPO, {".dispatch.yml": "protected_paths: [other/]\n"})
     await house.prepare()
-    # the work tree's own list is ignored: emptying it releases nothing and is itself refused
+    # what a tree says of itself is not read: emptying the list releases nothing and is itself refused
     await house.sh(
         "mkdir theirs mine .GitHub; for f in theirs/x mine/x .GitHub/x; do echo x > $f; done; echo 'protected_paths: []' > .dispatch.yml"
     )
     paths = {"theirs/x", "mine/x", ".GitHub/x", ".dispatch.yml"}
-    policy = await house.vet(extra_protected=("mine/",))
+    policy = await house.vet(extra_protected=("mine/", "theirs/"))
     assert {(v.rule, v.path) for v in policy.violations} == {("protected", path) for path in paths}
-    policy = await house.vet(extra_protected=("mine/",), allow_protected=True)
+    policy = await house.vet(extra_protected=("mine/", "theirs/"), allow_protected=True)
     assert (policy.violations, set(policy.flagged)) == ([], paths)
 
 

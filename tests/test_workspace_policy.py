@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bot.workspace.errors import GitRefused, GitUnavailable
 from bot.workspace.hostgit import branch_ref, classify, sha
-from bot.workspace.policy import Change, judge, link_fault, matches, printable, protected_paths
+from bot.workspace.policy import Change, judge, link_fault, matches, printable
 from bot.workspace.secrets_scan import PATTERNS, added_lines, scan_patch, scan_text
 
 MODES = {"A": ("000000", "100644"), "M": ("100644", "100644"), "D": ("100644", "000000")}
@@ -117,24 +117,6 @@ def test_matching_never_raises(path, pattern):
     matches(path, pattern)
     printable(path)
     link_fault(path, pattern)
-
-
-@pytest.mark.parametrize(
-    ("text", "paths"),
-    [
-        (b"protected_paths: [a/, b]", ("a/", "b")),
-        (b"protected_paths: {a: b}", ()),
-        (b"protected_paths: [1, '', x]", ("x",)),
-        (b"[", ()),
-        (b"\xff\xfe\x00", ()),
-        (b"- x", ()),
-        (b"", ()),
-        (None, ()),
-        (b"!!python/object/apply:os.system ['true']", ()),
-    ],
-)
-def test_protected_paths_of_a_repository(text, paths):
-    assert protected_paths(text) == paths
 
 
 def test_names_git_would_take():

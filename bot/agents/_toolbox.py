@@ -26,9 +26,13 @@ class ResultLike(Protocol):
 
 
 class SandboxLike(Protocol):
-    """Runs a command in a workspace behind the wall."""
+    """Runs a command in a workspace behind the wall; `expect` says that one is likely to come, `dismiss` that none will."""
 
     async def run(self, command: str, *, workspace: Path, timeout: float | None = None) -> ResultLike: ...
+
+    def expect(self, workspace: Path) -> None: ...
+
+    def dismiss(self, workspace: Path) -> None: ...
 
 
 class ListedLike(Protocol):

@@ -130,7 +130,13 @@ TOOLS: Final = (
         {"summary": Argument("string", "What was wrong, what you changed, what you ran.")},
     ),
 )
+# Of a run that only plans: it may look and try, and its end carries the plan.
+PLAN_TOOLS: Final = (
+    *(tool for tool in TOOLS if tool.name not in {"write_file", "edit_file", FINISH}),
+    Tool(FINISH, "End the planning. Call it once, with the whole plan.", {"plan": Argument("string", "The plan, in Markdown.")}),
+)
 _BY_NAME: Final = {tool.name: tool for tool in TOOLS}
+_BY_NAME_PLANNING: Final = {tool.name: tool for tool in PLAN_TOOLS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +158,25 @@ class Outcome:
     status: str = "ok"
 
 
-def schemas(*, forge: bool) -> list[dict[str, Any]]:
-    """All tools in chat-completions form; `forge` says whether the `gitea` tool is among them."""
-    return [tool.schema() for tool in TOOLS if forge or tool.name != FORGE]
+def schemas(*, forge: bool, planning: bool = False) -> list[dict[str, Any]]:
+    """All tools in chat-completions form; `forge` says whether the `gitea` tool is among them, `planning` leaves out those that write."""
+    return [tool.schema() for tool in (PLAN_TOOLS if planning else TOOLS) if forge or tool.name != FORGE]
 
 
-def parse_calls(message: Mapping[str, Any]) -> list[Call]:
+def parse_calls(message: Mapping[str, Any], *, planning: bool = False) -> list[Call]:
     """The calls of an assistant message, in order, each checked."""
-    return [_parse(call) for call in message.get("tool_calls") or ()]
+    known = _BY_NAME_PLANNING if planning else _BY_NAME
+    return [_parse(call, known) for call in message.get("tool_calls") or ()]
 
 
-def _parse(call: Mapping[str, Any]) -> Call:
+def _parse(call: Mapping[str, Any], known: Mapping[str, Tool]) -> Call:
     function = call.get("function") or {}
     call_id, name, raw = str(call.get("id") or ""), str(function.get("name") or ""), function.get("arguments") or ""
-    tool = _BY_NAME.get(name)
+    tool = known.get(name)
     fault = ""
     values: dict[str, Any] = {}
     if tool is None:
-        fault = f"there is no tool `{name[:80]}`; the tools are {', '.join(_BY_NAME)}"
+        fault = f"there is no tool `{name[:80]}`; the tools are {', '.join(known)}"
     elif len(raw) > _ARGUMENTS_CAP:
         fault = f"the arguments are longer than {_ARGUMENTS_CAP} characters"
     else:
@@ -187,7 +194,8 @@ def _typed(tool: Tool, given: Any) -> tuple[dict[str, Any], str]:
     for name, argument in tool.arguments.items():
         value = given.get(name)
         if value is None:
-            if argument.required and tool.name != FINISH:
+            # Without a summary the work still counts; without a plan there is none.
+            if argument.required and name != "summary":
                 return {}, f"`{name}` is missing"
             continue
         # Models write numbers as text now and then, and mean them.

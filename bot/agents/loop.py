@@ -29,7 +29,9 @@ WARN_SHARE: Final = 0.15
 WARN_SECONDS: Final = 120.0
 HEARTBEAT_SECONDS: Final = 2.0
 TEXT_CAP: Final = 8_000
+PLAN_CAP: Final = 40_000
 LEAST_TOKENS: Final = 256
+NO_PLAN: Final = "the model ended without a plan"
 _OVERFLOWS: Final = 3
 # Stored beside the reply, because what a resumed run does next depends on it.
 _FINISH_REASON: Final = "finish_reason"
@@ -81,7 +83,7 @@ class _Run:
         self._job = job
         self._emit = emit
         forge = toolbox.forge_reader(job.repo, job.issue) if toolbox.forge_reader else None
-        self._schemas = schemas(forge=forge is not None)
+        self._schemas = schemas(forge=forge is not None, planning=job.planning)
         self._tools = Tools(
             sandbox=toolbox.sandbox,
             files=toolbox.files(job.workdir),
@@ -104,6 +106,14 @@ class _Run:
 
     async def run(self) -> AgentResult:
         try:
+            result = await self._to_the_end()
+            await self._job.trajectory.flush()
+        finally:
+            self._box.sandbox.dismiss(self._job.workdir)
+        return result
+
+    async def _to_the_end(self) -> AgentResult:
+        try:
             await self._resume()
             while True:
                 self._stop_if_told()
@@ -116,7 +126,7 @@ class _Run:
     def _result(
         self, end: AgentEnd, *, text: str = "", reason: FailureReason | None = None, limit: str = "", until_ms: int = 0
     ) -> AgentResult:
-        words = self._box.scrub(text or self._words)[:TEXT_CAP]
+        words = self._box.scrub(text or self._words)[: PLAN_CAP if self._job.planning else TEXT_CAP]
         return AgentResult(end, reason=reason, text=words, limit=limit, until_ms=until_ms, models=tuple(self._models))
 
     def _stop_if_told(self) -> None:
@@ -155,7 +165,7 @@ class _Run:
 
     async def _left(self) -> _Left:
         limits, trajectory = self._job.limits, self._job.trajectory
-        spent, count = await trajectory.spent(), await trajectory.step_count()
+        spent, count = await trajectory.totals()
         return _Left(
             steps=limits.steps - count,
             seconds=self._job.deadline - self._box.loop_time(),
@@ -178,7 +188,7 @@ class _Run:
             near = f"{left.usd:.2f} USD"
         if near:
             self._warned = True
-            self._history.say(prompt.warning(near))
+            self._history.say(prompt.warning(near, planning=self._job.planning))
 
     async def _call(self, n: int, left: _Left) -> Completion | None:
         """One model call, booked before and corrected after; None when the conversation was too long and has been shortened."""
@@ -189,6 +199,8 @@ class _Run:
         usd, tokens = chain.worst_cost(messages, most, self._schemas)
         await trajectory.reserve(n, usd=usd, tokens=tokens)
         self._emit(EventKind.STEP_STARTED, {"step": n})
+        # Most replies ask for a command: its sandbox starts while the model thinks.
+        self._box.sandbox.expect(self._job.workdir)
         try:
             completion = await chain.complete(
                 messages, self._schemas, max_tokens=most, deadline=self._job.deadline, prefer=self._prefer, on_text=self._alive
@@ -202,7 +214,7 @@ class _Run:
         # A secret that the model has got hold of goes no further: not into a row, a file or the next request.
         completion = replace(completion, message=_scrubbed(completion.message, self._box.scrub))
         stored = {**completion.message, _FINISH_REASON: completion.finish_reason}
-        await trajectory.reply(n, message=stored, usage=completion.usage, provider=completion.provider, model=completion.model)
+        trajectory.reply(n, message=stored, usage=completion.usage, provider=completion.provider, model=completion.model)
         self._tell(n, completion)
         return completion
 
@@ -229,6 +241,7 @@ class _Run:
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self._emit(EventKind.HEARTBEAT, {})
+            self._box.sandbox.expect(self._job.workdir)
 
     def _tell(self, n: int, completion: Completion) -> None:
         usage: Usage = completion.usage
@@ -240,7 +253,7 @@ class _Run:
 
     async def _take(self, n: int, message: dict[str, Any], finish_reason: str, rows: Mapping[int, StoredToolCall]) -> None:
         """Acts on a complete reply: runs its calls, or says what to do instead. `rows` are the calls a former life has begun."""
-        calls = parse_calls(message)
+        calls = parse_calls(message, planning=self._job.planning)
         self._words = str(message.get("content") or "").strip() or self._words
         if finish_reason == "length":
             # The end of the reply is missing, so its arguments cannot be trusted, even where they parse.
@@ -252,9 +265,11 @@ class _Run:
         if not calls:
             self._history.add(message, [], [])
             self._silent_turns += 1
+            if self._silent_turns >= SILENT_TURNS and self._job.planning:
+                raise _EndError(self._result(AgentEnd.FAILED, reason=FailureReason.MODEL_OUTPUT, text=NO_PLAN))
             if self._silent_turns >= SILENT_TURNS:
                 raise _EndError(self._result(AgentEnd.FINISHED))
-            self._history.say(prompt.nudge())
+            self._history.say(prompt.nudge(planning=self._job.planning))
             return
         self._silent_turns = 0
         results = await self._run_calls(n, calls, rows)
@@ -270,12 +285,20 @@ class _Run:
                 results.append(await self._run_call(n, i, call))
             elif row.result is None:
                 results.append(prompt.interrupted())
-                await self._job.trajectory.tool_ended(n, i, result=results[-1])
+                self._job.trajectory.tool_ended(n, i, result=results[-1])
             else:
                 results.append(row.result)
             if call.name == FINISH and not call.fault:
-                raise _EndError(self._result(AgentEnd.FINISHED, text=str(call.arguments.get("summary") or "")))
+                raise _EndError(self._finished(call))
         return results
+
+    def _finished(self, call: Call) -> AgentResult:
+        if not self._job.planning:
+            return self._result(AgentEnd.FINISHED, text=str(call.arguments.get("summary") or ""))
+        plan = str(call.arguments.get("plan") or "").strip()
+        if not plan:
+            return self._result(AgentEnd.FAILED, reason=FailureReason.MODEL_OUTPUT, text=NO_PLAN)
+        return self._result(AgentEnd.FINISHED, text=plan)
 
     async def _run_call(self, n: int, i: int, call: Call) -> str:
         trajectory, began = self._job.trajectory, self._box.loop_time()
@@ -285,7 +308,7 @@ class _Run:
         else:
             outcome = await self._tools.call(call, seconds=self._job.deadline - began)
             text, status = outcome.text, outcome.status
-        await trajectory.tool_ended(n, i, result=text)
+        trajectory.tool_ended(n, i, result=text)
         self._beat = self._box.loop_time()
         # A name that the model made up must not become a metric label.
         name = "unknown" if call.fault.startswith("invalid arguments: there is no tool") else call.name

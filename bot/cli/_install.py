@@ -14,7 +14,8 @@ import yaml
 
 from bot.config import Settings, read_secret
 from bot.doctor import hook as hooks
-from bot.doctor._delivery import PortBusyError, Proof, Receiver, last_test_push_ms, prove, prove_by_service
+from bot.doctor._delivery import PortBusyError, Receiver, last_test_push_ms, prove
+from bot.fleet.probes._proof import Proof, own_hooks, prove_by_service
 from bot.gitea.forge import Forge
 from bot.models import UserError
 from bot.redaction import Secret
@@ -150,7 +151,7 @@ async def ensure_hook(forge: Forge, full_name: str, settings: Settings, *, secre
     A hook of ours is kept and mended, because its secret cannot be read or changed; with `replace` a new one is made first and then the old deleted.
     """
     url = settings.webhook.hook_url()
-    mine = hooks.own(await forge.hooks(full_name), settings)
+    mine = own_hooks(await forge.hooks(full_name), settings.webhook.hook_url())
     keep = next((hook for hook in mine if (hook.get("config") or {}).get("content_type") == "json"), None)
     if keep and not replace:
         done = "kept"

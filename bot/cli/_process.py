@@ -7,46 +7,97 @@ import ctypes
 import gc
 import os
 import signal
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bot.config import Loaded
 from bot.failpoints import Failpoints
 from bot.logs import configure
-from bot.service import Service, run_until
+from bot.rooms import Rooms, run_until
+from bot.service import Service
+from bot.worker import Worker
 
 PR_SET_DUMPABLE = 4
 FAILPOINT_VARIABLE = "TIMMY_DISPATCH_FAILPOINT"
 
 
+class Signals:
+    """How often this process was told to end: once is a wish, twice (or a terminal that hung up) is now."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.now = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ask)
+
+    def hang_up(self) -> None:
+        """Also ends when the terminal goes."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._end)
+
+    def _ask(self) -> None:
+        if self.asked.is_set():
+            self.now.set()
+        self.asked.set()
+
+    def _end(self) -> None:
+        self.asked.set()
+        self.now.set()
+
+
 async def run_service(loaded: Loaded, *, level: str = "INFO", json: bool = False) -> int:
     """Starts the service, runs it until SIGTERM or SIGINT; returns the exit code."""
     harden()
-    service = Service(
-        loaded.settings,
-        loaded.secrets,
-        environ=os.environ,
-        home=Path.home(),
-        failpoint=Failpoints(os.environ.get(FAILPOINT_VARIABLE, ""), loaded.settings.state_dir / "failpoint"),
-    )
+    service = Service(loaded.settings, loaded.secrets, environ=os.environ, home=Path.home(), failpoint=_failpoints(loaded))
     configure(service.redactor, level=level, json=json)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    start = asyncio.create_task(service.start())
-    stopped = asyncio.create_task(stop.wait())
+    signals = Signals()
+    return await _run(service, signals, signals.asked.wait)
+
+
+async def run_worker(
+    loaded: Loaded, *, level: str = "INFO", json: bool = False, file: Path | None = None, metrics: str = "", drain_seconds: float = 0.0
+) -> int:
+    """Starts a worker; the first SIGTERM or SIGINT drains it (0 seconds: as long as it takes), the second or SIGHUP ends it now."""
+    harden()
+    worker = Worker(loaded.settings, loaded.secrets, environ=os.environ, home=Path.home(), failpoint=_failpoints(loaded), metrics=metrics)
+    configure(worker.redactor, level=level, json=json, file=file)
+    signals = Signals()
+    signals.hang_up()
+
+    async def drained() -> None:
+        await signals.asked.wait()
+        ends = {asyncio.create_task(worker.drain()), asyncio.create_task(signals.now.wait())}
+        try:
+            await asyncio.wait(ends, timeout=drain_seconds or None, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+    return await _run(worker, signals, drained)
+
+
+async def _run(rooms: Rooms, signals: Signals, ended: Callable[[], Coroutine[Any, Any, object]]) -> int:
+    start = asyncio.create_task(rooms.start())
+    stopped = asyncio.create_task(signals.asked.wait())
     await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not start.done():
         start.cancel()
         await asyncio.gather(start, return_exceptions=True)
         return 0
+    stopped.cancel()
     await start
     settle_memory()
-    if service.sandbox_error:
-        click.echo(f"No sandbox: every sprint is refused until this is mended.\n{service.sandbox_error}", err=True)
-    return await run_until(service, stop.wait())
+    if rooms.sandbox_error:
+        click.echo(f"No sandbox: every sprint is refused until this is mended.\n{rooms.sandbox_error}", err=True)
+    return await run_until(rooms, ended())
+
+
+def _failpoints(loaded: Loaded) -> Failpoints:
+    return Failpoints(os.environ.get(FAILPOINT_VARIABLE, ""), loaded.settings.state_dir / "failpoint")
 
 
 def settle_memory() -> None:

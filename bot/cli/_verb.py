@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bot.store import Store
 
 FAILED = 1
+ANSWER_SECONDS = 3.0
 
 
 def verb_command(verb: str) -> click.Command:
@@ -74,6 +75,8 @@ def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
             import asyncio
 
             verdict = asyncio.run(_with_forge(store, loaded, ask))
+        elif plugin.likes:
+            verdict = _at_best(store, loaded, ask)
         else:
             verdict = _on_store(store, loaded, ask)
     finally:
@@ -137,6 +140,24 @@ def _on_store(store: Store, loaded: Loaded, ask: Ask) -> Verdict:
 
     now_ms = time.time_ns() // 1_000_000
     return store.write_sync(lambda conn: write_without_forge(conn, ask, settings=loaded.settings, commands=_commands(), now_ms=now_ms))
+
+
+def _at_best(store: Store, loaded: Loaded, ask: Ask) -> Verdict:
+    """With the forge's word where it answers soon, else without."""
+    import asyncio
+    from dataclasses import replace
+
+    from bot import chatops
+    from bot.models import UserError
+
+    async def soon() -> Verdict:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await _with_forge(store, loaded, ask)
+
+    try:
+        return asyncio.run(soon())
+    except (TimeoutError, UserError):
+        return _on_store(store, loaded, replace(ask, key=chatops.terminal_key(secrets.token_hex(8))))
 
 
 async def _with_forge(store: Store, loaded: Loaded, ask: Ask) -> Verdict:

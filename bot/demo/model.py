@@ -74,6 +74,11 @@ class Talk:
         """What this tool answered so far, in order; a call that a restart cut has answered nothing."""
         return [result for name, _, result in self.calls if name == tool and not result.startswith("interrupted")]
 
+    @property
+    def plans(self) -> bool:
+        """Whether a plan is asked for, not work."""
+        return self.task.startswith("# Task\n\nMake a plan")
+
     def count(self, tool: str) -> int:
         """How often this tool was called, cut calls included."""
         return sum(name == tool for name, _, _ in self.calls)
@@ -242,6 +247,30 @@ def http_429(_talk: Talk) -> Turn:
     return Turn(status=429, body='{"error":{"message":"Rate limit reached"}}', headers={"Retry-After": "30"})
 
 
+PLAN: Final = "1. `slug` in `lib/slug.sh` folds case and punctuation in one step.\n2. `test.sh` stays as it is and passes then.\n\nNothing else changes."
+
+
+def plan(talk: Talk, text: str = PLAN) -> Turn:
+    """Where it is asked for a plan: reads, leaves a file behind, and ends with `text`. Where it is asked for work: `fix`."""
+    if not talk.plans:
+        return fix(talk)
+    if not talk.turns:
+        return Turn("I look at the code first.", (("read_file", {"path": "lib/slug.sh"}),))
+    if not talk.results("run_command"):
+        return Turn("", (("run_command", {"command": "echo draft > SCRATCH.md; sh test.sh"}),))
+    return Turn("", (("finish", {"plan": text}),))
+
+
+def long_plan(talk: Talk, lines: int = 2000) -> Turn:
+    """A plan of so many lines."""
+    return plan(talk, "\n".join(f"{n}. step number {n} of this plan" for n in range(1, lines + 1)))
+
+
+def no_plan(_talk: Talk) -> Turn:
+    """Finishes without a plan, again and again."""
+    return Turn("", (("finish", {"plan": " "}),))
+
+
 def ping(_talk: Talk) -> Turn:
     """Calls the canary's tool."""
     return Turn("", (("ping", {}),))
@@ -252,7 +281,7 @@ SCRIPTS: Final[dict[str, Script]] = {
     script.__name__: script
     for script in (
         fix, no_change, endless, repeat, noops, slow, sleeper, attack, write, calls, touch_workflow, no_tool_call, bad_arguments, truncated, garbage,
-        html, hang, half_stream, http_500, http_401, http_429, ping,
+        html, hang, half_stream, http_500, http_401, http_429, ping, plan, long_plan, no_plan,
     )
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from bot.gitea.forge import Forge
 from bot.models import STATE_LABEL_COLORS
 from bot.redaction import Secret
 
-EVENTS = ("issues", "pull_request", "push", "repository", "status", "workflow_run")
+EVENTS = ("issues", "pull_request", "push", "delete", "repository", "status", "workflow_run")
 BOT_SCOPES = ("write:issue", "write:repository", "read:user")
 T = TypeVar("T")
 TRIGGER = "dispatch"

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from enum import StrEnum
+import json
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from aiohttp import web
 
 from bot.config import Settings, split_listen
+from bot.fleet.probes._proof import Proof
 from bot.gitea.errors import BadDelivery
 from bot.gitea.forge import Forge
 from bot.gitea.sansio import Event
 from bot.redaction import Secret
 
-LOOK_SECONDS = 0.25
 BODY_CAP = 8 * 1024**2
-SLACK_MS = 1000
-
-
-class Proof(StrEnum):
-    """What came of a test delivery."""
-
-    PROVEN = "proven"
-    EMPTY = "empty"
-    SILENT = "silent"
-    FORGED = "forged"
-    BUSY = "busy"
+LOOKED_AT = 500
 
 
 class PortBusyError(Exception):
@@ -109,30 +98,6 @@ async def prove(receiver: Receiver, forge: Forge, full_name: str, *, hook_id: in
     return await receiver.wait(full_name, seconds)
 
 
-async def prove_by_service(
-    forge: Forge, hooks: Mapping[str, int], *, seen_ms: Callable[[], Awaitable[int]], seconds: float
-) -> dict[str, Proof]:
-    """The same where the running service has the port: it notes when it saw the last test push (`seen_ms`, Unix milliseconds)."""
-    found: dict[str, Proof] = {}
-    for full_name, hook_id in hooks.items():
-        owner, _, name = full_name.partition("/")
-        if (await forge.repo(owner, name)).get("empty"):
-            found[full_name] = Proof.EMPTY
-            continue
-        asked = int(time.time() * 1000)
-        last = await seen_ms()
-        await forge.test_hook(full_name, hook_id)
-        found[full_name] = Proof.SILENT
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            seen = await seen_ms()
-            if seen > last and seen >= asked - SLACK_MS:
-                found[full_name] = Proof.PROVEN
-                break
-            await asyncio.sleep(LOOK_SECONDS)
-    return found
-
-
 async def last_test_push_ms(settings: Settings) -> int:
     """When the service saw a test push last (Unix milliseconds), 0 where it never did or its database is not there yet."""
     from bot.store import Store, cursors
@@ -144,3 +109,27 @@ async def last_test_push_ms(settings: Settings) -> int:
         return int(await store.read(lambda conn: cursors.get(conn, cursors.LAST_TEST_PUSH)) or 0)
     finally:
         store.close()
+
+
+async def last_arrivals_ms(settings: Settings) -> dict[str, int]:
+    """`owner/name` in small letters -> when the service stored its last delivery (Unix milliseconds), among the newest of all repositories."""
+    from bot.store import Store, deliveries
+
+    store = Store(settings.database_url())
+    try:
+        if store.path is not None and not store.path.exists():
+            return {}
+        rows = await store.read(lambda conn: deliveries.newest(conn, limit=LOOKED_AT))
+    except Exception:
+        # A database that cannot be read is told by its own check.
+        return {}
+    finally:
+        store.close()
+    found: dict[str, int] = {}
+    for received_ms, body in rows:
+        try:
+            repository = json.loads(body).get("repository") or {}
+            found.setdefault(str(repository.get("full_name")).casefold(), received_ms)
+        except (ValueError, AttributeError):
+            continue
+    return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from bot.config import Settings
 from bot.doctor import Check, Patient, Probe, fail, ok, refused, warn
-from bot.doctor._delivery import PortBusyError, Proof, Receiver, last_test_push_ms, prove, prove_by_service
-from bot.gitea.errors import ForgeError
+from bot.doctor._delivery import PortBusyError, Receiver, last_arrivals_ms, last_test_push_ms, prove
+from bot.fleet.probes._proof import Proof, own_hooks, prove_by_service
+from bot.gitea.errors import Forbidden, ForgeError
 
-EVENTS = ("issues", "pull_request", "push", "repository", "status", "workflow_run")
+EVENTS = ("issues", "pull_request", "push", "delete", "repository", "status", "workflow_run")
 # What the server makes of them, under the names that every supported version knows.
 NEEDED = frozenset(
     {
@@ -22,6 +24,7 @@ NEEDED = frozenset(
         "pull_request_comment",
         "pull_request_sync",
         "push",
+        "delete",
         "repository",
     }
 )
@@ -29,13 +32,23 @@ AGAIN = "run `timmy-dispatch init` again"
 
 
 async def run(patient: Patient) -> AsyncIterator[Probe]:
-    """Every repository's hook by its record, then by a real delivery."""
+    """Every repository's hook by its record, then by a real delivery; where the record cannot be seen, by what has arrived."""
     hooks: dict[str, int] = {}
+    arrived = await last_arrivals_ms(patient.settings)
+    now = int(time.time() * 1000)
     for repository in patient.settings.repositories:
+        last = arrived.get(repository.name.casefold(), 0)
         try:
-            mine = own(await patient.forge.hooks(repository.name), patient.settings)
+            mine = own_hooks(await patient.forge.hooks(repository.name), patient.settings.webhook.hook_url())
+        except Forbidden as error:
+            # A token without the scope is another matter than an account that may not look.
+            yield refused(f"{repository.name} hook", error) if "scope" in error.message else unseen(repository.name, last, now)
+            continue
         except ForgeError as error:
             yield refused(f"{repository.name} hook", error)
+            continue
+        if not mine and last:
+            yield elsewhere(repository.name, last, now)
             continue
         yield look(mine, repository.name, patient.settings)
         if mine and mine[0].get("active"):
@@ -44,11 +57,34 @@ async def run(patient: Patient) -> AsyncIterator[Probe]:
         yield told(name, proof, patient.settings, patient.wait_seconds)
 
 
-def own(hooks: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-    """The hooks that post to our address, active ones first."""
-    url = settings.webhook.hook_url().rstrip("/")
-    mine = [hook for hook in hooks if str((hook.get("config") or {}).get("url", "")).rstrip("/") == url]
-    return sorted(mine, key=lambda hook: not hook.get("active"))
+def unseen(full_name: str, last_ms: int, now_ms: int) -> Probe:
+    """An account that is no administrator of the repository sees no webhook, and cannot ask for a test delivery."""
+    name = f"{full_name} hook"
+    if last_ms:
+        return ok(
+            name, f"cannot be seen by an account that is no administrator; but deliveries arrive, the last one {_ago(last_ms, now_ms)}"
+        )
+    return warn(
+        name,
+        "cannot be seen by an account that is no administrator, and no delivery of this repository has come so far",
+        "write a comment there while the bot runs and look again; else an administrator makes the hook, of the repository or its organisation",
+    )
+
+
+def elsewhere(full_name: str, last_ms: int, now_ms: int) -> Probe:
+    """The repository has no webhook to us, and still its deliveries come: its organisation, its owner or the server has one."""
+    return ok(
+        f"{full_name} hook",
+        f"none of its own, but deliveries arrive by one of its owner or the server, the last one {_ago(last_ms, now_ms)}",
+    )
+
+
+def _ago(ms: int, now_ms: int) -> str:
+    minutes = max(0, now_ms - ms) // 60_000
+    for size, unit in ((1440, "days"), (60, "hours")):
+        if minutes >= 2 * size:
+            return f"{minutes // size} {unit} ago"
+    return f"{minutes} min ago"
 
 
 def look(mine: list[dict[str, Any]], full_name: str, settings: Settings) -> Probe:

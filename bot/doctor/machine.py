@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bot.doctor import Check, Patient, Probe, fail, ok, warn
+from bot.fleet.probes.disk import GIBIBYTE, free_of
 
 OLDEST_GIT = (2, 34)
 LEAST_BYTES = 1024**3
-GIBIBYTE = 1024**3
 SPRINTS_WORTH = 2
 
 
@@ -48,9 +48,7 @@ async def git() -> Probe:
 
 def disk(folder: Path, need: int) -> Probe:
     """Free space where the sprints work; `need` is what all slots together may take (bytes)."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free, _ = free_of(folder)
     detail = f"{free / GIBIBYTE:.1f} GiB free in {folder}"
     if free < LEAST_BYTES:
         return fail("disk", detail, "make room, or move `state_dir` to a larger file system")

@@ -21,7 +21,7 @@ async def run(patient: Patient) -> AsyncIterator[Probe]:
 
 
 def sizes(settings: Settings) -> Probe:
-    """Database, folders of sprints, exports; a warning where together they take more than what is left free."""
+    """Database, folders of sprints, exports, telemetry; a warning where together they take more than what is left free."""
     folder = settings.state_dir
     if not folder.exists():
         return ok("sizes", f"{folder} does not exist yet")
@@ -34,6 +34,7 @@ def sizes(settings: Settings) -> Probe:
         **({"database": sum(path.stat().st_size for path in files if path.exists())} if address.startswith("sqlite:") else {}),
         f"{count} sprint folders": size_of(sprints),
         "exports": size_of(exports),
+        "telemetry": size_of(settings.telemetry_dir()),
     }
     told = ", ".join(f"{name} {human(size)}" for name, size in found.items())
     free = shutil.disk_usage(folder).free

@@ -69,6 +69,16 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingPlan:
+    """A plan that waits for a person until `until_ms`."""
+
+    ref: str
+    title: str
+    by: str
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     """Everything shown, as of `now_ms`. `day` counts the sprints that settled in the last 24 hours, `usd` is what was spent in them."""
 
@@ -82,6 +92,7 @@ class Board:
     usd: float
     moved_ms: int
     ended: tuple[tuple[str, str, int, float, int], ...]
+    plans: tuple[WaitingPlan, ...] = ()
 
     @property
     def in_flight(self) -> int:
@@ -160,14 +171,27 @@ def _look(rows: Rows, *, now_ms: int, lease_ms: int) -> Board:
         "(SELECT id FROM sprints WHERE state <> 'settled' UNION SELECT id FROM sprints WHERE settled_ms >= :day)",
         day=day,
     )
-    pauses = rows(
-        'SELECT scope, repo, "by", until_ms, reason FROM pauses WHERE until_ms IS NULL OR until_ms > :now ORDER BY repo_id', now=now_ms
-    )
+    pauses = [
+        *rows(
+            'SELECT scope, repo, "by", until_ms, reason FROM pauses WHERE until_ms IS NULL OR until_ms > :now ORDER BY repo_id', now=now_ms
+        ),
+        *rows(
+            'SELECT scope, repo || provider, "by", until_ms, reason FROM holds WHERE lifted_ms IS NULL AND (until_ms IS NULL OR until_ms > :now) '
+            "ORDER BY repo_id, provider",
+            now=now_ms,
+        ),
+    ]
+    opened = rows("SELECT scope, repo || provider, failures, reason, due_ms, probe FROM breakers WHERE open ORDER BY repo_id, provider")
     moved = rows("SELECT coalesce(max(progress_ms), 0) FROM sprints")
     ended = rows(
         "SELECT repo, issue, outcome, pr, usd, settled_ms FROM sprints WHERE settled_ms >= :day AND state = 'settled' "
         "ORDER BY settled_ms DESC, id LIMIT 5",
         day=day,
+    )
+    waiting_plans = rows(
+        "SELECT p.repo, p.issue, s.title, p.requester, p.expires_ms FROM plans p JOIN sprints s ON s.id = p.id WHERE p.state = 'waiting' "
+        "ORDER BY p.expires_ms, p.id LIMIT :n",
+        n=LISTED,
     )
     return Board(
         now_ms=now_ms,
@@ -178,11 +202,12 @@ def _look(rows: Rows, *, now_ms: int, lease_ms: int) -> Board:
             for place, repo, issue, title, priority, since, reason, note in waiting
         ),
         workers=tuple(_workers(rows, now_ms=now_ms, lease_ms=lease_ms)),
-        pauses=tuple(_pause(*row) for row in pauses),
+        pauses=(*(_pause(*row) for row in pauses), *(_breaker(*row) for row in opened)),
         day=dict(rows("SELECT outcome, count(*) FROM sprints WHERE settled_ms >= :day AND state = 'settled' GROUP BY outcome", day=day)),
         usd=float(spent[0][0]),
         moved_ms=int(moved[0][0]),
         ended=tuple((f"{repo}#{issue}", outcome, pr, usd, at) for repo, issue, outcome, pr, usd, at in ended),
+        plans=tuple(WaitingPlan(f"{repo}#{issue}", title, by, until) for repo, issue, title, by, until in waiting_plans),
     )
 
 
@@ -211,10 +236,18 @@ def _workers(rows: Rows, *, now_ms: int, lease_ms: int) -> Iterator[Worker]:
         yield Worker(f"{node}-{slot}", host, state, runs, capacity, beat_ms)
 
 
-def _pause(scope: str, repo: str, by: str, until_ms: int | None, reason: str) -> str:
+def _breaker(scope: str, name: str, failures: int, reason: str, due_ms: int, probe: str) -> str:
     from bot.replies import moment
 
-    what = "the fleet is paused" if scope == "fleet" else f"{repo} is paused"
+    what = "the fleet" if scope == "fleet" else name
+    tried = "one is tried now" if probe else f"one is tried at {moment(due_ms)}"
+    return f"{what} is held by the breaker: {failures} in a row failed ({reason}); {tried}"
+
+
+def _pause(scope: str, name: str, by: str, until_ms: int | None, reason: str) -> str:
+    from bot.replies import moment
+
+    what = "the fleet is paused" if scope == "fleet" else f"{name} is paused"
     return f"{what} by {by}" + (f" until {moment(until_ms)}" if until_ms else "") + (f": {reason}" if reason else "")
 
 
@@ -222,11 +255,12 @@ def plain(board: Board) -> str:
     """One line, for a log or a pipe."""
     busy, slots = _slots(board)
     paused = f", {len(board.pauses)} paused" if board.pauses else ""
+    plans = f", {len(board.plans)} plan{'s' if len(board.plans) > 1 else ''} to approve" if board.plans else ""
     done = sum(board.day.values())
     good = sum(board.day.get(outcome, 0) for outcome in GOOD)
     return (
         f"running {board.in_flight}, queued {board.queued}, slots {busy}/{slots}, "
-        f"24 h: {done} ended, {good} good, ${board.usd:.2f}{paused}, moved {_ago(board, board.moved_ms)}"
+        f"24 h: {done} ended, {good} good, ${board.usd:.2f}{paused}{plans}, moved {_ago(board, board.moved_ms)}"
     )
 
 
@@ -262,7 +296,7 @@ def shown(board: Board) -> RenderableType:
     parts: list[RenderableType] = [head, *(Text(f"|| {terminal(pause)}", "yellow") for pause in board.pauses)]
     if not board.workers:
         parts.append(Text("no worker: the service does not run", "red"))
-    for part in (_running_table(board), _waiting_table(board), _workers_table(board), _ended_table(board)):
+    for part in (_running_table(board), _waiting_table(board), _plans_table(board), _workers_table(board), _ended_table(board)):
         if part is not None:
             parts += [Text(""), part]
     return Group(*parts)
@@ -301,6 +335,18 @@ def _waiting_table(board: Board) -> RenderableType | None:
     for sprint in board.waiting:
         place, since = str(sprint.place), _span(board.now_ms - sprint.since_ms)
         table.add_row(Text(terminal(sprint.ref)), place, str(sprint.priority), since, _cut(sprint.why, "yellow"), _cut(sprint.title))
+    return table
+
+
+def _plans_table(board: Board) -> RenderableType | None:
+    from rich.text import Text
+
+    if not board.plans:
+        return None
+    table = _table("plans to approve", "for", "ends in", "title")
+    for plan in board.plans:
+        left = _span(plan.until_ms - board.now_ms)
+        table.add_row(Text(terminal(plan.ref)), _cut(plan.by), left, _cut(plan.title))
     return table
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bot.models import SprintState
+from bot.models import PauseScope, SprintState
 from bot.settings import Settings
-from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, Reason
+from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, ProbeVerdict, Reason
 
 _NAMED = 5
 WEBHOOK_SILENT = 5400.0
+PROBES = {"model": Fault.MODEL_DRIFT, "auth": Fault.TOKEN_EXPIRED, "gitea": Fault.GITEA_ERRORS}
+JUDGED = frozenset({"worker", "provider", "webhook"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +27,9 @@ class Thresholds:
     worker_lost: float = 120.0
     sprint_overrun: float = 9000.0
     no_success: float = 7200.0
+    collector_stale: float = 600.0
+    schedule_drift: float = 3600.0
+    token_expiring: float = 1800.0
     webhook_silent: float | None = None
     gitea_error_ratio: float = 0.2
     llm_error_ratio: float = 0.5
@@ -46,12 +51,12 @@ def judge(snapshot: FleetSnapshot, thresholds: Thresholds, also: tuple[Reason, .
     if stalled(snapshot, thresholds):
         evidence = f"the oldest runnable sprint waits for {_age(snapshot, snapshot.oldest_runnable_ms)} and nothing moved for {_age(snapshot, snapshot.moved_ms)}"
         return Health(HealthVerdict.STALLED, (Reason("stalled", evidence), *faults))
-    moving = _moving(snapshot)
+    moving, passed = _moving(snapshot), tuple(_passed_over(snapshot))
     if faults:
-        return Health(HealthVerdict.DEGRADED, (*faults, *moving))
+        return Health(HealthVerdict.DEGRADED, (*faults, *moving, *passed))
     if moving:
-        return Health(HealthVerdict.WORKING, moving)
-    return Health(HealthVerdict.IDLE, tuple(_held(snapshot)) or (Reason("empty", "no sprint is queued or running"),))
+        return Health(HealthVerdict.WORKING, (*moving, *passed))
+    return Health(HealthVerdict.IDLE, (*(tuple(_held(snapshot)) or (Reason("empty", "no sprint is queued or running"),)), *passed))
 
 
 def stalled(snapshot: FleetSnapshot, thresholds: Thresholds) -> bool:
@@ -73,11 +78,29 @@ def _faults(snapshot: FleetSnapshot, thresholds: Thresholds) -> Iterator[Reason]
         yield Reason(code, f"no heartbeat for {thresholds.worker_lost:g} s from {names}")
     if _older(snapshot, snapshot.oldest_running_ms, thresholds.sprint_overrun):
         yield Reason(Fault.SPRINT_OVERRUN, f"a sprint runs for {_age(snapshot, snapshot.oldest_running_ms)}")
-    down = sorted(name for name, available in snapshot.providers.items() if not available)
+    down = sorted(name for name, available in snapshot.providers.items() if not available and name not in snapshot.paused_providers)
     if down:
         yield Reason(Fault.PROVIDER_DOWN, f"unavailable: {', '.join(down)}")
+    if snapshot.breakers:
+        yield Reason(Fault.BREAKER_OPEN, _breakers(snapshot))
     if thresholds.webhook_silent is not None and _older(snapshot, snapshot.last_delivery_ms, thresholds.webhook_silent):
         yield Reason(Fault.WEBHOOK_SILENT, f"the last delivery came {_age(snapshot, snapshot.last_delivery_ms)} ago")
+    stale = sorted(name for name, at_ms in snapshot.collected.succeeded_ms.items() if _older(snapshot, at_ms, thresholds.collector_stale))
+    if stale:
+        yield Reason(Fault.COLLECTOR_STALE, f"the collector has seen nothing for {thresholds.collector_stale:g} s of {', '.join(stale)}")
+    yield from _probes(snapshot)
+
+
+def _probes(snapshot: FleetSnapshot) -> Iterator[Reason]:
+    """Probes that fail or broke, but for those whose subject is judged here by its own figures; no name of a repository is told."""
+    for probe in snapshot.probes:
+        if probe.name in JUDGED or not (probe.broken or probe.verdict is ProbeVerdict.FAILING):
+            continue
+        bad = [target for target in probe.targets if target.verdict is ProbeVerdict.FAILING]
+        private = any(target.repo_id for target in bad)
+        yield Reason(
+            PROBES.get(probe.name, Fault.PROBE_FAILING), f"{probe.name}: {len(bad)} found" if private else f"{probe.name}: {probe.said}"
+        )
 
 
 def _moving(snapshot: FleetSnapshot) -> tuple[Reason, ...]:
@@ -98,6 +121,22 @@ def _held(snapshot: FleetSnapshot) -> Iterator[Reason]:
     for reason, count in sorted(snapshot.waiting.items()):
         if count and not reason.runnable:
             yield Reason("waiting", f"{count} waiting: {reason}")
+
+
+def _passed_over(snapshot: FleetSnapshot) -> Iterator[Reason]:
+    """Paused providers are no fault: somebody wants it so."""
+    for name, by in sorted(snapshot.paused_providers.items()):
+        yield Reason("provider_paused", f"the provider {name} is paused by {by}")
+
+
+def _breakers(snapshot: FleetSnapshot) -> str:
+    """Without the names of repositories, which may be private."""
+    parts = [f"of the fleet ({breaker.reason})" for breaker in snapshot.breakers if breaker.scope is PauseScope.FLEET]
+    repositories = sum(breaker.scope is PauseScope.REPO for breaker in snapshot.breakers)
+    if repositories:
+        parts.append("of one repository" if repositories == 1 else f"of {repositories} repositories")
+    parts += [f"of the provider {breaker.provider}" for breaker in snapshot.breakers if breaker.scope is PauseScope.PROVIDER]
+    return f"the breaker {' and '.join(parts)} is open after {max(breaker.failures for breaker in snapshot.breakers)} failures in a row"
 
 
 def _paused(snapshot: FleetSnapshot) -> Reason:

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import structlog
 from sqlalchemy.engine import Connection
 
-from bot import guard
+from bot import guard, replies
 from bot.admission import pause_note
 from bot.authorise import Allowed, Denied
 from bot.chatops import gave_up_key, launcher_key
@@ -51,6 +51,7 @@ class LeftOut(StrEnum):
     CANCELLED = "cancelled"
     BACKOFF = "backoff"
     GAVE_UP = "gave_up"
+    PLANNED = "planned"
     DEPENDENCY = "dependency"
     UNKNOWN = "unknown"
 
@@ -69,7 +70,7 @@ class Held(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """An open issue as the forge lists it. `assignees` are people, never the bot; `adopted` where the text came from another forge."""
+    """An open issue as the forge lists it. `assignees` are people, never the bot; `adopted` where the text came from another forge, `mirror` where it mirrors alerts."""
 
     number: int
     title: str
@@ -78,6 +79,7 @@ class Issue:
     assignees: tuple[str, ...] = ()
     created_ms: int = 0
     adopted: bool = False
+    mirror: bool = False
 
     @classmethod
     def of(cls, record: Mapping[str, Any], *, me_id: int) -> Issue:
@@ -93,6 +95,7 @@ class Issue:
             assignees=tuple(dict.fromkeys(logins)),
             created_ms=_ms(record.get("created_at")),
             adopted=bool(record.get("original_author")),
+            mirror=replies.mirrors_alerts(str(record.get("body") or "")),
         )
 
 
@@ -191,6 +194,8 @@ def _unwanted(issue: Issue, look: Look, policy: LauncherSettings) -> tuple[LeftO
         return LeftOut.LABEL, f"it carries the label {label}"
     if issue.author.id == look.me_id:
         return LeftOut.MINE, "I wrote it myself"
+    if issue.mirror:
+        return LeftOut.MINE, "it mirrors alerts"
     if issue.assignees:
         return LeftOut.ASSIGNED, f"it is assigned to {', '.join(issue.assignees)}"
     skip = issue.number in look.backlog.skipped
@@ -215,11 +220,13 @@ def _done_before(past: Past, policy: LauncherSettings, now_ms: int) -> tuple[Lef
     """What became of the issue so far."""
     if past.state and past.state != "settled":
         return LeftOut.ACTIVE, f"a sprint is {past.state}"
-    if past.pr and past.pr_state in ("merged", "closed"):
-        end = "was merged" if past.pr_state == "merged" else "was closed without a merge"
+    if past.pr and past.pr_state in ("merged", "closed", "reverted"):
+        end = {"merged": "was merged", "reverted": "was merged and reverted"}.get(past.pr_state, "was closed without a merge")
         return LeftOut.DONE, f"its pull request #{past.pr} {end}; a person decides what is next"
     if past.outcome in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED):
         return LeftOut.DONE, f"its pull request #{past.pr} is there"
+    if past.outcome == OutcomeKind.PLANNED:
+        return LeftOut.PLANNED, "a plan was made for it, and a person decides what is next"
     if past.outcome == OutcomeKind.CANCELLED:
         return LeftOut.CANCELLED, f"{past.stop_by or 'somebody'} cancelled its last sprint"
     if past.attempts >= policy.max_attempts:

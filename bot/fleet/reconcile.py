@@ -11,14 +11,14 @@ from typing import Any
 import structlog
 
 from bot import chatops
-from bot.chatops import Desk, PullFate
+from bot.chatops import Desk, LabelAdded, PullFate, PullNews
 from bot.config import Settings
 from bot.decide import AskAgain, Decider
-from bot.gitea.errors import ForgeError, NotFound
+from bot.gitea.errors import ForgeError, NotFound, is_transient
 from bot.gitea.forge import Forge
 from bot.models import Actor, Ask, IssueRef, RepoId, Source
 from bot.repositories import Repositories
-from bot.store import Store, cursors, sprints
+from bot.store import Store, cursors, plans, sprints
 
 log = structlog.get_logger()
 
@@ -26,6 +26,8 @@ OVERLAP_MS = 5_000
 PROOF_SECONDS = 10.0
 PROVE_AGAIN_SECONDS = 300.0
 MAX_PULLS = 50
+# While it polls, a look at each open pull request every round would be too many questions.
+LOOK_AGAIN_MS = 15_000
 
 TakeIn = Callable[[chatops.Finding], Any]
 
@@ -72,6 +74,7 @@ class Reconciler:
         self.why_polling = ""
         self.tested_ms = 0
         self._changed = asyncio.Event()
+        self._looked: dict[tuple[int, int], int] = {}
 
     async def run(self) -> None:
         """A round at once, then on the timer of the mode; until cancelled."""
@@ -116,20 +119,22 @@ class Reconciler:
                 waited += 1.0
 
     async def _ask_for_test(self) -> str:
-        """Asks Gitea for a test delivery through our hook; returns why that cannot be, or ""."""
+        """Asks Gitea for a test delivery through our hook of the first repository that can send one; returns why none can, or ""."""
+        reasons = []
         for repo_id, name in self._repositories.names().items():
             try:
                 record = await self._repositories.record(repo_id)
                 hooks = [hook for hook in await self._forge.hooks(name) if (hook.get("config") or {}).get("url") == self._hook_url]
                 if not hooks:
-                    return f"{name} has no webhook to {self._hook_url}"
-                if record.get("empty"):
-                    continue
-                await self._forge.test_hook(name, int(hooks[0]["id"]))
+                    reasons.append(f"{name} has no webhook to {self._hook_url}")
+                elif not record.get("empty"):
+                    await self._forge.test_hook(name, int(hooks[0]["id"]))
+                    return ""
             except ForgeError as error:
-                return f"the webhook of {name} cannot be tried: {error}"
-            return ""
-        return "no repository can send a test delivery"
+                reasons.append(f"the webhook of {name} cannot be tried: {error}")
+                if is_transient(error):
+                    break
+        return reasons[0] if reasons else "no repository can send a test delivery"
 
     async def round(self) -> None:
         """Every repository once; one that fails does not stop the others. One whose id was never learnt is asked for again."""
@@ -156,28 +161,45 @@ class Reconciler:
         return int(await self._store.read(lambda conn: cursors.get(conn, key)) or begin)
 
     async def _issues(self, repo_id: RepoId, name: str, *, begin: int, horizon: int) -> None:
-        """Open issues that carry the trigger label and moved: their timeline says whose label it is."""
+        """Open issues that moved and carry the trigger label, are assigned to us or were opened with a word to us: the timeline says by whom."""
         key = f"reconcile:{repo_id}:issues"
         since = await self._cursor(key, begin)
         for issue in await self._forge.issues_since(name, _moment(since - OVERLAP_MS)):
-            labels = {label.get("name") for label in issue.get("labels") or ()}
-            if issue.get("state") != "open" or self._settings.trigger_label not in labels:
+            if issue.get("state") != "open":
                 continue
-            added = await self._desk.label_adder(name, int(issue["number"]), self._settings.trigger_label)
-            if added is None or added.actor.id in (0, self._desk.me_id) or not begin <= added.at_ms + 1000 <= horizon + 1000:
-                continue
-            await self._decide(
-                Ask(
-                    key=chatops.label_key(added.event_id),
-                    repo_id=repo_id,
-                    issue=IssueRef.of(name, int(issue["number"])),
-                    actor=added.actor,
-                    source=Source.RECONCILE,
-                    verb="run",
-                    asked_ms=added.at_ms,
+            for intent, asked in await self._triggers(repo_id, name, issue):
+                if asked.actor.id in (0, self._desk.me_id) or not begin <= asked.at_ms + 1000 <= horizon + 1000:
+                    continue
+                await self._decide(
+                    Ask(
+                        key=intent,
+                        repo_id=repo_id,
+                        issue=IssueRef.of(name, int(issue["number"])),
+                        actor=asked.actor,
+                        source=Source.RECONCILE,
+                        verb="run",
+                        asked_ms=asked.at_ms,
+                    )
                 )
-            )
         await self._store.write(lambda conn: cursors.put(conn, key, max(since, horizon)))
+
+    async def _triggers(self, repo_id: RepoId, name: str, issue: Mapping[str, Any]) -> list[tuple[str, LabelAdded]]:
+        """(intent key, who asked and when) of everything about an open issue that asks for work, under the keys of the handlers."""
+        number, found = int(issue["number"]), []
+        if self._settings.trigger_label in {label.get("name") for label in issue.get("labels") or ()}:
+            added = await self._desk.label_adder(name, number, self._settings.trigger_label)
+            found += [(chatops.label_key(added.event_id), added)] if added else []
+        if self._is_mine(issue):
+            added = await self._desk.assigner(name, number)
+            found += [(chatops.assignment_key(added.event_id), added)] if added else []
+        if chatops.mentions(str(issue.get("body") or ""), self._desk.me_login):
+            author = issue.get("user") or {}
+            actor = Actor(int(author.get("id") or 0), str(author.get("login") or ""))
+            found.append((chatops.mention_key(repo_id, number), LabelAdded(0, actor, _ms(issue.get("created_at")))))
+        return found
+
+    def _is_mine(self, issue: Mapping[str, Any]) -> bool:
+        return any(person.get("id") == self._desk.me_id for person in issue.get("assignees") or ())
 
     async def _comments(self, repo_id: RepoId, name: str, *, begin: int, horizon: int) -> None:
         """Comments written since; one that was edited runs nothing, because its old text is not known."""
@@ -214,7 +236,7 @@ class Reconciler:
             log.warning("reconcile.missed", issue=str(ask.issue), verb=ask.verb, key=ask.key)
 
     async def _active(self, repo_id: RepoId, name: str) -> None:
-        """A live sprint whose issue was closed or deleted, or whose trigger label was taken off, while nobody told us."""
+        """A live sprint whose issue was closed or deleted, or whose label or assignment was taken back, while nobody told us."""
         live = await self._store.read(lambda conn: sprints.listing(conn, limit=200, repo_id=repo_id))
         for sprint in live:
             number = sprint.issue.number
@@ -232,6 +254,28 @@ class Reconciler:
                 event = int(sprint.intent_key.removeprefix("label:"))
                 options = {"only_trigger": sprint.intent_key}
                 await self._cancel(repo_id, sprint.issue, actor, chatops.unlabel_key(event), self._now_ms(), options)
+            elif sprint.intent_key.startswith("assignment:") and not self._is_mine(issue):
+                event = int(sprint.intent_key.removeprefix("assignment:"))
+                options = {"only_trigger": sprint.intent_key}
+                await self._cancel(repo_id, sprint.issue, actor, chatops.unassign_key(event), self._now_ms(), options)
+
+        await self._plans(repo_id, name, besides={sprint.issue.number for sprint in live})
+
+    async def _plans(self, repo_id: RepoId, name: str, *, besides: Collection[int]) -> None:
+        """A plan that waits for a person on an issue that was closed or deleted, while nobody told us."""
+        waiting = await self._store.read(lambda conn: plans.waiting(conn, limit=200, repo_id=repo_id))
+        for plan, _ in waiting:
+            number = plan.issue.number
+            if number in besides:
+                continue
+            try:
+                issue = await self._forge.issue(name, number)
+            except NotFound:
+                issue = {"state": "deleted"}
+            if issue.get("state") != "open":
+                closed_ms = _ms(issue.get("closed_at") or issue.get("updated_at")) if issue.get("state") == "closed" else 0
+                key = chatops.closed_key(repo_id, number, closed_ms)
+                await self._cancel(repo_id, plan.issue, Actor(-1, "the forge"), key, closed_ms, {})
 
     async def _cancel(self, repo_id: RepoId, issue: IssueRef, actor: Actor, key: str, at_ms: int, options: Mapping[str, str]) -> None:
         ask = Ask(
@@ -247,7 +291,7 @@ class Reconciler:
         await self._decide(ask)
 
     async def _pulls(self, repo_id: RepoId, name: str) -> None:
-        """What became of our open pull requests."""
+        """What became of our open pull requests; those still open are looked at for reviews and red checks that no delivery announced."""
         numbers = await self._store.read(lambda conn: sprints.open_pulls_of(conn, repo_id))
         for number in numbers[:MAX_PULLS]:
             try:
@@ -255,8 +299,15 @@ class Reconciler:
             except NotFound:
                 continue
             state = "merged" if pull.get("merged") else str(pull.get("state") or "open")
+            now = self._now_ms()
             if state != "open":
-                await self._take_in(PullFate(repo_id, number, str((pull.get("head") or {}).get("label") or ""), state, self._now_ms()))
+                at_ms = _ms(pull.get("merged_at") if state == "merged" else pull.get("closed_at")) or now
+                sha = str(pull.get("merge_commit_sha") or "") if state == "merged" else ""
+                await self._take_in(PullFate(repo_id, number, str((pull.get("head") or {}).get("label") or ""), state, at_ms, sha))
+            elif now - self._looked.get((repo_id, number), 0) >= LOOK_AGAIN_MS:
+                self._looked[repo_id, number] = now
+                for what in ("reviews", "checks"):
+                    await self._take_in(PullNews(repo_id, what, number=number))
 
 
 def _number(comment: Mapping[str, Any]) -> int | None:

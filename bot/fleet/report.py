@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from bot import replies
-from bot.figures import HOUR_MS, Bucket, Figures, Group, Outage, window_words
+from bot.figures import HOUR_MS, Bucket, Downtime, Figures, Group, Outage, window_words
 from bot.models import IssueRef, OutcomeKind, Reply
 from bot.providers.health import EntryHealth, EntryState
 from bot.repositories import Repositories
@@ -100,11 +100,12 @@ def as_json(found: Figures) -> str:
 
 def sums(found: Figures) -> list[tuple[str, str]]:
     """The figures in one line each, name and value, plain text."""
+    reverted = f", {found.reverted:,} reverted" if found.reverted else ""
     per_merged = "none merged" if found.usd_per_merged is None else replies.money(found.usd_per_merged)
     return [
         ("Asked for", f"{sum(found.asked.values()):,}{_counts(found.asked, ' (', ')')}"),
         ("Ended", f"{found.settled:,}{_counts(found.outcomes, ' (', ')')}"),
-        ("Pull requests", f"{found.opened:,} opened, {found.merged:,} merged, {found.closed:,} closed without a merge"),
+        ("Pull requests", f"{found.opened:,} opened, {found.merged:,} merged, {found.closed:,} closed without a merge{reverted}"),
         ("Cost", f"{replies.money(found.usd)}, {found.tokens:,} tokens, {found.steps:,} steps"),
         ("Per merged pull request", per_merged),
         ("Model calls", f"{found.calls:,}, {found.failed_calls:,} failed, {replies.money(found.calls_usd)}"),
@@ -116,6 +117,7 @@ def sums(found: Figures) -> list[tuple[str, str]]:
         ("Waited for", _counts(found.waits) or "nothing"),
         ("Trouble", f"{found.crashes:,} crashes, {found.requeues:,} requeues, {found.stalled:,} stalled"),
         ("Watchdog and breaker", _counts(found.acts) or "nothing"),
+        ("Provider outages", "; ".join(_downtime(one) for one in found.downtimes) or "none"),
         ("Providers down", ", ".join(f"{outage.name} ({outage.reason})" for outage in found.outages) or "none"),
         ("Commands", _counts(found.commands) or "none"),
         ("Deliveries", _counts(found.deliveries) or "none"),
@@ -154,6 +156,10 @@ def as_tables(found: Figures) -> list[RenderableType]:
             part.add_row(Text(_kind(failure.outcome, failure.reason)), f"{failure.count:,}", Text(terminal(examples)))
         parts.append(part)
     return list(parts)
+
+
+def _downtime(one: Downtime) -> str:
+    return f"{one.name} {one.count} in {replies.duration(one.total_ms)} ({one.reason})"
 
 
 def title_of(found: Figures) -> str:

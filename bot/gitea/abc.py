@@ -71,6 +71,20 @@ class GiteaAPI(abc.ABC):
         reply, _ = await self._call("GET", url, params=params, variables=variables)
         return reply
 
+    async def gettext(self, url: str, **variables: str | int) -> str:
+        """GET plain text, tried once: for what is good to have and not needed."""
+        target, hops = self._locate(url, variables, "GET"), 0
+        while True:
+            status, headers, body = await self._send("GET", target, url, None, 1)
+            follow = sansio.follow(self.base_url, target, status, headers) if hops < MAX_REDIRECTS else None
+            if follow is None:
+                break
+            target, hops = follow, hops + 1
+        if status != 200:  # noqa: PLR2004
+            sansio.decode(status, headers, self._hide(body), method="GET", route=url, now=self._wall())
+            raise errors.BadReply("a text was expected", status=status, method="GET", route=url, headers=headers)
+        return self._hide(body).decode("utf-8", "replace")
+
     async def getiter(
         self,
         url: str,

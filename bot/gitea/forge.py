@@ -34,9 +34,13 @@ ROUTES = (
     COMMENT + "/reactions",
     PULL + "/reviews",
     PULL + "/reviews/{id}/comments",
+    PULL + "/requested_reviewers",
+    REPO + "/actions/runs",
+    REPO + "/actions/runs/{id}/jobs",
+    REPO + "/actions/jobs/{id}/logs",
     *(ISSUE + part for part in ("/comments", "/dependencies", "/labels", "/labels/{id}", "/reactions", "/timeline")),
     *(REPO + part for part in ("/hooks", "/issues", "/issues/comments", "/labels", "/labels/{id}", "/pulls", "/branches/{branch}")),
-    *(REPO + part for part in ("/commits/{ref}/status", "/collaborators/{login}/permission")),
+    *(REPO + part for part in ("/commits/{ref}/status", "/collaborators/{login}/permission", "/contents/{path}")),
 )
 """Every route this file asks: the closed set of the metric label `endpoint`."""
 SETTLE_SECONDS = 1.0
@@ -127,6 +131,16 @@ class Forge:
         if added is None or not added.get("user"):
             return None
         return int(added["id"]), added["user"], str(added.get("created_at", ""))
+
+    async def assigner(self, repo: str, number: int, user_id: int) -> tuple[int, Record, str] | None:
+        """The same of the event that assigned this user, who is assigned now."""
+        assigned: Record | None = None
+        for item in await self.timeline(repo, number):
+            if item.get("type") == "assignees" and (item.get("assignee") or {}).get("id") == user_id:
+                assigned = None if item.get("removed_assignee") else item
+        if assigned is None or not assigned.get("user"):
+            return None
+        return int(assigned["id"]), assigned["user"], str(assigned.get("created_at", ""))
 
     async def permission(self, repo: str, login: str) -> str:
         """none, read, write, admin or owner.
@@ -302,6 +316,16 @@ class Forge:
         except errors.NotFound:
             return None
 
+    async def content(self, repo: str, path: str) -> Any:
+        """What stands at a path of the default branch: a record with `type`, `size` and for a file its `content` in base64; a list for a folder.
+
+        None where nothing stands there, or the repository is empty.
+        """
+        try:
+            return await self.api.getitem(REPO + "/contents/{path}", None, **_path(repo), path=path)
+        except errors.NotFound:
+            return None
+
     async def dependencies(self, repo: str, number: int) -> list[Record]:
         """Issues that block this one; none where the server or repository has dependencies switched off."""
         try:
@@ -359,6 +383,36 @@ class Forge:
     async def review_comments(self, repo: str, number: int, review_id: int) -> list[Record]:
         """Line comments of a review; `resolver` is null while unresolved."""
         return await _all(self.api.getiter(PULL + "/reviews/{id}/comments", **_path(repo), index=number, id=review_id))
+
+    async def request_review(self, repo: str, number: int, login: str) -> None:
+        """Ask somebody to review, again or for the first time; somebody who is asked already changes nothing.
+
+        Raises `Invalid` or `NotFound` for somebody who cannot.
+        """
+        await self.api.post(PULL + "/requested_reviewers", {"reviewers": [login]}, idempotent=True, **_path(repo), index=number)
+
+    async def action_runs(self, repo: str, head_sha: str) -> list[Record]:
+        """The runs of Actions for a commit; none where the server has no Actions (before Gitea 1.25, Forgejo's are others)."""
+        try:
+            runs = await _all(self.api.getiter(REPO + "/actions/runs", {"head_sha": head_sha}, key="workflow_runs", **_path(repo)))
+        except (errors.NotFound, errors.Forbidden):
+            return []
+        # A server that does not know the filter lists them all.
+        return [run for run in runs if run.get("head_sha") == head_sha]
+
+    async def action_jobs(self, repo: str, run_id: int) -> list[Record]:
+        """The jobs of a run: `name`, `conclusion`."""
+        try:
+            return await _all(self.api.getiter(REPO + "/actions/runs/{id}/jobs", key="jobs", **_path(repo), id=run_id))
+        except (errors.NotFound, errors.Forbidden):
+            return []
+
+    async def action_log(self, repo: str, job_id: int) -> str:
+        """The log of a job, "" where there is none."""
+        try:
+            return await self.api.gettext(REPO + "/actions/jobs/{id}/logs", **_path(repo), id=job_id)
+        except (errors.NotFound, errors.Forbidden):
+            return ""
 
     async def _get(self, route: str, **variables: str | int) -> Record:
         return _record(await self.api.getitem(route, None, **variables), route)

@@ -39,7 +39,7 @@ class ProviderError(DispatchError):
 
 
 class AllCoolingError(ProviderError):
-    """No entry may be called before `until_ms` (Unix milliseconds)."""
+    """No entry may be called before `until_ms` (Unix milliseconds); 0 where pauses alone keep all of them."""
 
     def __init__(self, until_ms: int, reason: str, *, maybe_billed: bool = False) -> None:
         self.until_ms = until_ms
@@ -323,6 +323,7 @@ class _Run:
         self._wasted = Usage()
         self._said: list[tuple[ErrorClass, str]] = []
         self._down: list[str] = []
+        self._paused: list[str] = []
         self._untils: list[tuple[int, str]] = []
         self._too_small: Entry | None = None
 
@@ -346,6 +347,9 @@ class _Run:
 
     async def _may_call(self, entry: Entry, condition: Condition) -> bool:
         match condition.state:
+            case EntryState.PAUSED:
+                self._paused.append(f"{entry.provider} is {condition.reason}")
+                return False
             case EntryState.DOWN:
                 self._down.append(f"{entry.name} is down, {condition.reason}")
                 return False
@@ -464,7 +468,10 @@ class _Run:
         if self._untils:
             until, reason = min(self._untils)
             return AllCoolingError(until, reason, maybe_billed=billed)
-        return AllCoolingError(self._means.now_ms() + ALL_DOWN_MS, "; ".join(self._down[:3]), maybe_billed=billed)
+        if self._paused and not self._down:
+            return AllCoolingError(0, "; ".join(dict.fromkeys(self._paused)), maybe_billed=billed)
+        why = "; ".join([*self._down[:3], *dict.fromkeys(self._paused)])
+        return AllCoolingError(self._means.now_ms() + ALL_DOWN_MS, why, maybe_billed=billed)
 
 
 def _is_nous(entry: Entry) -> bool:

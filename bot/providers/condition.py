@@ -8,12 +8,12 @@ from typing import Final
 
 from bot.providers.classify import After, Diagnosis, ErrorClass
 from bot.providers.entries import Entry
-from bot.providers.health import EntryHealth, EntryState, HealthStore
+from bot.providers.health import EntryHealth, EntryState, HealthStore, held_key
 
 PROBE_SECONDS: Final = 120.0
 _JITTER: Final = 0.1
 _FINE: Final = EntryHealth()
-_SEVERITY: Final = (EntryState.HEALTHY, EntryState.HALF_OPEN, EntryState.COOLING, EntryState.DOWN)
+_SEVERITY: Final = (EntryState.HEALTHY, EntryState.HALF_OPEN, EntryState.COOLING, EntryState.DOWN, EntryState.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class Conditions:
         now = self._now_ms()
         own = rows.get(entry.name, _FINE)
         states = [_state(entry, own, now), _state(entry, rows.get(_whole(entry), _FINE), now)]
+        held = rows.get(held_key(entry.provider), _FINE)
+        if held.state is EntryState.PAUSED or held.until_ms > now:
+            states.append((held.state, held.until_ms, held.reason))
         if entry.hint_until_ms > now:
             states.append((EntryState.COOLING, entry.hint_until_ms, "rate_limit: seen by Hermes"))
         worst = max(states, key=lambda state: (_SEVERITY.index(state[0]), state[1]))

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 
 class EntryState(StrEnum):
-    """HALF_OPEN is never stored: it is a cool-down that is over, with one probe still to come."""
+    """HALF_OPEN is never stored: it is a cool-down that is over, with one probe still to come. PAUSED is an operator's word, not a failure."""
 
     HEALTHY = "healthy"
     COOLING = "cooling"
     HALF_OPEN = "half_open"
     DOWN = "down"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class EntryHealth:
     def from_json(cls, data: Mapping[str, Any]) -> EntryHealth:
         """What `to_json` gave; an empty mapping is a healthy entry."""
         return cls(**{**data, "state": EntryState(data.get("state", EntryState.HEALTHY))})
+
+
+def held_key(provider: str) -> str:
+    """Where `HealthStore.load` tells that a person, the configured hours or the breaker holds a whole provider; never saved."""
+    return f"held:{provider}"
 
 
 def available(health: Mapping[str, Any], at_ms: int) -> bool:

@@ -71,6 +71,16 @@ class Reading:
     broken: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a home's `model` block names, "" for what it does not. `fault` says why nothing could be read; `broken`: the file is there, and unusable."""
+
+    provider: str = ""
+    model: str = ""
+    fault: str = ""
+    broken: bool = False
+
+
 class _BrokenError(Exception):
     """A file that exists and cannot be used; the text names it and the reason, never its content."""
 
@@ -84,6 +94,33 @@ def read(home: Path, environ: Mapping[str, str], *, nous_base_url: str = "") -> 
     except _BrokenError as error:
         return Reading((), (*reader.findings, str(error)), files, broken=True)
     return Reading(endpoints, tuple(reader.findings), files)
+
+
+def chosen(home: Path, environ: Mapping[str, str]) -> Chosen:
+    """Provider and model of one home (the root or a profile), without asking whether they could be called."""
+    reader = _Reader(home, environ, "")
+    try:
+        config = reader.config()
+    except _BrokenError as error:
+        return Chosen(fault=str(error), broken=True)
+    if config is None:
+        return Chosen(fault="it has no config.yaml")
+    block = config.get("model")
+    if isinstance(block, str):
+        return Chosen(model=block.strip())
+    if not isinstance(block, dict):
+        return Chosen(fault="it names no model")
+    return Chosen(_string(block.get("provider")), _string(block.get("default")) or _string(block.get("model")))
+
+
+def endpoint_of(home: Path, environ: Mapping[str, str], *, provider: str, model: str) -> Endpoint | None:
+    """How this home would call a model it does not name now; None where it knows no address, no key or no such provider."""
+    reader = _Reader(home, environ, "")
+    try:
+        config = reader.config() or {}
+        return reader.endpoint_of(config, provider, model)
+    except _BrokenError:
+        return None
 
 
 def read_nous_key(home: Path) -> NousKey | None:
@@ -103,11 +140,30 @@ class _Reader:
         self._providers: dict[str, dict[str, Any]] = {}
 
     def endpoints(self) -> Iterator[Endpoint]:
+        config = self.config()
+        if config is None:
+            self.findings.append(f"{self.home / 'config.yaml'} does not exist: Hermes has no model configured")
+            return
+        self._collect(config)
+        first = self._model_block(config.get("model"))
+        if first:
+            yield first
+        for fallback in _fallbacks(config):
+            if found := self._fallback(fallback):
+                yield found
+
+    def endpoint_of(self, config: Mapping[str, Any], provider: str, model: str) -> Endpoint | None:
+        self._collect(config)
+        block = config.get("model")
+        same = isinstance(block, dict) and _string(block.get("provider")) == provider
+        return self._endpoint(provider, model, block if isinstance(block, dict) and same else {})
+
+    def config(self) -> dict[str, Any] | None:
+        """The whole of config.yaml with its variables put in; None where there is none."""
         path = self.home / "config.yaml"
         text = _text(path)
         if text is None:
-            self.findings.append(f"{path} does not exist: Hermes has no model configured")
-            return
+            return None
         try:
             config = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -116,14 +172,8 @@ class _Reader:
             config = {}
         if not isinstance(config, dict):
             raise _BrokenError(f"{path} is not a mapping")
-        config = self._expand(config)
-        self._collect(config)
-        first = self._model_block(config.get("model"))
-        if first:
-            yield first
-        for fallback in _fallbacks(config):
-            if found := self._fallback(fallback):
-                yield found
+        expanded: dict[str, Any] = self._expand(config)
+        return expanded
 
     def _collect(self, config: Mapping[str, Any]) -> None:
         providers = config.get("providers") or {}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import re
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Final
 
 from bot.models import DispatchError
 from bot.providers.hermes_config import NousKey, read_nous_key
+from bot.providers.hermes_program import HermesError, run_hermes
 from bot.redaction import Secret, terminal
 
 MARGIN_MS: Final = 120_000
@@ -22,7 +20,6 @@ LEASE_SECONDS: Final = 30.0
 WAIT_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.25
 COMMAND_SECONDS: Final = 30.0
-_PASSED: Final = ("PATH", "HOME", "LANG", "HERMES_PORTAL_BASE_URL", "NOUS_INFERENCE_BASE_URL", "HERMES_SHARED_AUTH_DIR")
 _STATUS: Final = re.compile(r"^nous: logged (in|out)(?: \((.*)\))?\s*$", re.MULTILINE)
 
 
@@ -126,22 +123,8 @@ def nous_login(
 
 async def auth_status(home: Path, environ: Mapping[str, str]) -> str:
     """Output of `hermes auth status nous` (1.5 s); raises RefreshPendingError where it cannot be run or hangs."""
-    passed = {name: environ[name] for name in _PASSED if name in environ} | {"HERMES_HOME": str(home)}
     try:
-        process = await asyncio.create_subprocess_exec(
-            "hermes", "auth", "status", "nous", env=passed, cwd="/", stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise RefreshPendingError(f"`hermes` cannot be run: {error.strerror}") from None
-    try:
-        async with asyncio.timeout(COMMAND_SECONDS):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        raise RefreshPendingError("`hermes auth status nous` did not end") from None
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-    return output.decode("utf-8", "replace")
+        _, output = await run_hermes(home, environ, "auth", "status", "nous", seconds=COMMAND_SECONDS)
+    except HermesError as error:
+        raise RefreshPendingError(str(error)) from None
+    return output

@@ -73,5 +73,11 @@ class Sandbox(Protocol):
         clean-up. Cancellation kills the whole tree before it is re-raised. Raises SandboxUnavailable when the command could not be started.
         """
 
+    def expect(self, workspace: Path, *, binds: Sequence[Bind] = ()) -> None:
+        """A command is likely to come soon: starts the sandbox for it now, where that saves time. It runs that one command, or nothing and ends after 10 s."""
+
+    def dismiss(self, workspace: Path) -> None:
+        """No command will come: ends what `expect` started. Harmless when there is nothing."""
+
     async def close(self) -> None:
         """Kills everything that still runs."""

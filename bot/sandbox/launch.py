@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from bot.config import SandboxSettings
 from bot.sandbox import seccomp
 from bot.sandbox.contract import Bind, CommandResult, SandboxUnavailable
 from bot.sandbox.kill import Namespace, mark
-from bot.sandbox.limits import PRLIMIT, Watcher, rlimits
+from bot.sandbox.limits import PRLIMIT, Watcher, shell_limits
 from bot.sandbox.process import Child, PipeReader, memory_file, pipe
 from bot.sandbox.run import Running, finish, unusable
 
@@ -25,7 +26,7 @@ START_SECONDS = 15.0
 TMPFS_BYTES = {"/home/agent": 256 * 1024**2, "/run": 1024**2, "/dev/shm": 64 * 1024**2}  # noqa: S108  paths inside the sandbox
 OPTIONS = (
     "--args --unshare-all --unshare-user --disable-userns --uid --gid --hostname --die-with-parent --new-session --info-fd --cap-drop --clearenv --setenv "
-    "--ro-bind --ro-bind-try --ro-bind-data --bind --symlink --proc --dev --size --perms --tmpfs --dir --remount-ro --chdir --seccomp"
+    "--ro-bind --ro-bind-try --file --bind --symlink --proc --dev --size --perms --tmpfs --dir --remount-ro --chdir --seccomp"
 ).split()
 ETC = "ld.so.cache ld.so.conf ld.so.conf.d alternatives ssl/certs ca-certificates localtime mime.types protocols services nsswitch.conf".split()
 ENVIRONMENT = {
@@ -44,9 +45,27 @@ FILES = {
     "/etc/gitconfig": "[safe]\n\tdirectory = /repo.git\n\tdirectory = /repo.git/objects\n[user]\n\tname = agent\n\temail = agent@localhost\n"
     "[init]\n\tdefaultBranch = main\n[advice]\n\tdetachedHead = false\n",
 }
+SETPRIV = "/usr/bin/setpriv"
+AHEAD_SECONDS = 10.0
+REAP_SECONDS = 0.1
+AHEAD_BYTES = 4000
 _UP = b"up\n"
-_HANDSHAKE = f'echo up; IFS= read -r go || exit 125; exec {PRLIMIT} "$@"'
-_HANDSHAKE_NO_INPUT = f'{_HANDSHAKE} <"/dev/null"'
+# One line says how the command comes: "LINES INPUT", where LINES is how many lines of it follow (0: it is the argument) and INPUT whether it gets what comes
+# after them as its input. End of file before the command is whole: nobody is there to want it.
+_HANDSHAKE = """
+echo up
+IFS=' ' read -r lines input || exit 125
+command=${1-}
+while [ "$lines" -gt 0 ]; do
+    IFS= read -r line || exit 125
+    command="$command${separator-}$line"
+    separator='
+'
+    lines=$((lines - 1))
+done
+[ "$input" = 1 ] || exec <"/dev/null"
+exec /bin/bash --noprofile --norc -c "$command"
+"""
 
 
 def remedy(detail: str) -> str:
@@ -81,6 +100,46 @@ class _Start:
     arguments: int
 
 
+@dataclass(slots=True)
+class _Waiting:
+    """A sandbox that is up and waits for its one command; `commands` is where it is told."""
+
+    child: Child
+    output: PipeReader
+    kill: Callable[[], None]
+    commands: int
+
+    def drop(self) -> None:
+        """Kills it, nothing was ever run in it."""
+        self.kill()
+        self.output.close(drain=0)
+        os.close(self.commands)
+
+    def go(self, command: str | None, stdin: bytes | None) -> Running:
+        """Lets it run `command` (None: the one in its argument list); raises OSError when it is dead."""
+        lines = [] if command is None else command.split("\n")
+        head = f"{len(lines)} {int(stdin is not None)}\n"
+        try:
+            if self.child.returncode is not None:
+                raise BrokenPipeError
+            os.write(self.commands, (head + "".join(f"{line}\n" for line in lines)).encode())
+        except BaseException:
+            self.drop()
+            raise
+        if stdin is None:
+            os.close(self.commands)
+        return Running(self.child, self.output, self.kill, stdin_fd=-1 if stdin is None else self.commands, stdin=stdin or b"")
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A sandbox started before its command is known, with what it shows; `expiry` ends it when no command comes."""
+
+    task: asyncio.Task[_Waiting]
+    binds: tuple[Bind, ...]
+    expiry: asyncio.TimerHandle
+
+
 class Bubblewrap:
     """The sandbox proper. Each command gets fresh namespaces; nothing is kept between two of them but the workspace."""
 
@@ -93,6 +152,8 @@ class Bubblewrap:
         self._system = _system_arguments()
         self._running: set[Callable[[], None]] = set()
         self._watchers: dict[Path, Watcher] = {}
+        self._ahead: dict[Path, _Ahead] = {}
+        self._shell = f"{shell_limits(settings)} || exit 125{_HANDSHAKE}"
 
     @property
     def owner(self) -> int | None:
@@ -121,10 +182,11 @@ class Bubblewrap:
                     f"sandbox.read_only_paths: {path} does not exist", "Remove it from the configuration, or create it."
                 )
         start = self._open(None, (), info=None)
+        prefix = dropped(self.owner)
+        user = self.owner if not prefix else None
         try:
             tried = subprocess.run(
-                [mark(), "--args", str(start.arguments), "--", "/bin/true"],
-                executable=self._bwrap,
+                [*prefix, self._bwrap, "--args", str(start.arguments), "--", "/bin/sh", "-c", "exit 0", mark()],
                 env={},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -134,9 +196,9 @@ class Bubblewrap:
                 timeout=START_SECONDS,
                 check=False,
                 pass_fds=start.handed,
-                user=self.owner,
-                group=self.owner,
-                extra_groups=None if self.owner is None else [],
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SandboxUnavailable(f"{self._bwrap} cannot be started: {error}", remedy("")) from error
@@ -161,44 +223,83 @@ class Bubblewrap:
         refused = unusable(command)
         if refused is not None:
             return refused
-        running = await self._start(command, workspace, binds, stdin)
+        running = await self._started(command, workspace, binds, stdin)
         self._running.add(running.kill)
         try:
             return await finish(running, self._settings, timeout=timeout, watcher=self._watcher(workspace) if watch else None)
         finally:
             self._running.discard(running.kill)
 
+    def expect(self, workspace: Path, *, binds: Sequence[Bind] = ()) -> None:
+        """See `Sandbox.expect`."""
+        ahead = self._ahead.get(workspace)
+        if ahead is not None and ahead.binds == tuple(binds):
+            return
+        self.dismiss(workspace)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._enter(workspace, binds))
+        # Whoever takes it hears of a failure; where nobody does, there is nobody to tell.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._ahead[workspace] = _Ahead(task, tuple(binds), loop.call_later(AHEAD_SECONDS, self.dismiss, workspace))
+
+    def dismiss(self, workspace: Path) -> None:
+        """See `Sandbox.dismiss`."""
+        ahead = self._ahead.pop(workspace, None)
+        if ahead is None:
+            return
+        ahead.expiry.cancel()
+        if not ahead.task.done():
+            ahead.task.cancel()
+        elif not ahead.task.cancelled() and ahead.task.exception() is None:
+            ahead.task.result().drop()
+
     async def close(self) -> None:
         """See `Sandbox.close`."""
+        starting = [ahead.task for ahead in self._ahead.values()]
+        for workspace in tuple(self._ahead):
+            self.dismiss(workspace)
         for kill in tuple(self._running):
             kill()
+        await asyncio.gather(*starting, return_exceptions=True)
 
     def _watcher(self, workspace: Path) -> Watcher:
         if len(self._watchers) > 1000:  # noqa: PLR2004  only a memory of how dear a look was
             self._watchers.clear()
         return self._watchers.setdefault(workspace, Watcher(workspace, self._settings))
 
-    async def _start(self, command: str, workspace: Path, binds: Sequence[Bind], stdin: bytes | None) -> Running:
+    async def _started(self, command: str, workspace: Path, binds: Sequence[Bind], stdin: bytes | None) -> Running:
+        """The command in the sandbox that waits for it, else in a new one; one that died while it waited has run nothing."""
+        ahead = self._ahead.get(workspace)
+        if ahead is not None and ahead.binds == tuple(binds) and len(command.encode()) <= AHEAD_BYTES:
+            del self._ahead[workspace]
+            ahead.expiry.cancel()
+            with contextlib.suppress(SandboxUnavailable, OSError):
+                return (await ahead.task).go(command, stdin)
+        waiting = await self._enter(workspace, binds, command)
+        try:
+            return waiting.go(None, stdin)
+        except OSError as error:
+            raise SandboxUnavailable("the sandbox died while it started") from error
+
+    async def _enter(self, workspace: Path, binds: Sequence[Bind], *command: str) -> _Waiting:
+        """A new sandbox, up and waiting; a `command` in its argument list needs only the word."""
         # a file, not a pipe: with nobody left to read, a pipe would end the outer bwrap between its fork and the moment its child may go on or die
         info = memory_file("info", b"")
         start: _Start | None = None
         out_read = out_write = in_read = in_write = -1
         try:
-            limits = [f"--{name}={value}" for name, value in rlimits(self._settings).items()]
-            shell = _HANDSHAKE if stdin is not None else _HANDSHAKE_NO_INPUT
-            inner = ["/bin/sh", "-c", shell, "sh", *limits, "--", "/bin/bash", "--noprofile", "--norc", "-c", command]
+            prefix = dropped(self.owner)
             start = self._open(workspace, binds, info=info)
             out_read, out_write = pipe(self.owner)
             in_read, in_write = pipe(self.owner)
             child = Child(
-                [mark(), "--args", str(start.arguments), "--", *inner],
-                executable=self._bwrap,
+                [*prefix, self._bwrap, "--args", str(start.arguments), "--", "/bin/sh", "-c", self._shell, mark(), *command],
                 env={},
                 stdin=in_read,
                 stdout=out_write,
                 stderr=out_write,
                 umask=0o022,
-                user=self.owner,
+                user=None if prefix else self.owner,
                 pass_fds=(*start.handed, info),
             )
         except (OSError, ValueError) as error:
@@ -212,10 +313,10 @@ class Bubblewrap:
             for fd in (out_write, in_read, *(start.handed if start else ())):
                 if fd >= 0:
                     os.close(fd)
-        return await self._handshake(child, info=info, out_read=out_read, in_write=in_write, stdin=stdin)
+        return await self._handshake(child, info=info, out_read=out_read, in_write=in_write)
 
-    async def _handshake(self, child: Child, *, info: int, out_read: int, in_write: int, stdin: bytes | None) -> Running:
-        """Waits for "up" from inside, then lets the command go; on any other end everything started is dead."""
+    async def _handshake(self, child: Child, *, info: int, out_read: int, in_write: int) -> _Waiting:
+        """Waits for "up" from inside; on any other end everything started is dead."""
         heard = bytearray()
         up = asyncio.Event()
         namespace: list[Namespace] = []
@@ -237,6 +338,11 @@ class Bubblewrap:
         out_pipe = PipeReader(out_read, hear)
 
         def kill() -> None:
+            for one in namespace:
+                one.kill()
+            if namespace:
+                # the outer bwrap then reaps it and ends; killed first, it would leave that to the init of the machine, which may not care
+                child.wait_blocking(REAP_SECONDS)
             child.kill()
             child.reap()
             hold()
@@ -251,10 +357,6 @@ class Bubblewrap:
                 out_pipe.close()
                 raise SandboxUnavailable(_why(heard, child), remedy(heard.decode("utf-8", "replace")))
             hold()
-            try:
-                os.write(in_write, b"go\n")
-            except OSError as error:
-                raise SandboxUnavailable("the sandbox died while it started") from error
         except BaseException:
             kill()
             out_pipe.close(drain=0)
@@ -263,9 +365,7 @@ class Bubblewrap:
         finally:
             ready.cancel()
             gone.cancel()
-        if stdin is None:
-            os.close(in_write)
-        return Running(child, out_pipe, kill, stdin_fd=-1 if stdin is None else in_write, stdin=stdin or b"")
+        return _Waiting(child, out_pipe, kill, in_write)
 
     def _open(self, workspace: Path | None, binds: Sequence[Bind], *, info: int | None) -> _Start:
         """Writes the argument list of bwrap into a memory file, with the descriptors it names."""
@@ -285,7 +385,7 @@ class Bubblewrap:
                 arguments += ["--setenv", key, value]
             arguments += self._system
             for name, text in FILES.items():
-                arguments += ["--perms", "0644", "--ro-bind-data", data("etc", text.encode()), name]
+                arguments += ["--perms", "0644", "--file", data("etc", text.encode()), name]
             arguments += ["--proc", "/proc", "--dev", "/dev"]
             arguments += ["--size", str(TMPFS_BYTES["/dev/shm"]), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
             arguments += ["--size", str(self._settings.tmp_bytes), "--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108
@@ -304,6 +404,24 @@ class Bubblewrap:
                 os.close(fd)
             raise
         return _Start(handed, handed[-1])
+
+
+@functools.cache
+def dropped(uid: int | None) -> tuple[str, ...]:
+    """What to put before a program so that it runs under `uid`; nothing where it need not or setpriv cannot, tried once (some 2 ms).
+
+    Python's own way makes it copy the whole process with `fork`, which takes milliseconds in which the event loop stands still.
+    """
+    if uid is None:
+        return ()
+    prefix = (SETPRIV, f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs", "--")
+    try:
+        tried = subprocess.run(
+            [*prefix, "/bin/sh", "-c", "exit 0"], env={}, cwd="/", capture_output=True, timeout=START_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return () if tried.returncode else prefix
 
 
 def _system_arguments() -> list[str]:

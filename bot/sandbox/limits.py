@@ -32,6 +32,19 @@ def rlimits(settings: SandboxSettings) -> dict[str, int]:
     }
 
 
+def shell_limits(settings: SandboxSettings) -> str:
+    """The same, hard and soft, as a list of POSIX shell builtins that stops at the first that fails; sizes are rounded down to the shell's units.
+
+    The limit on processes is -p in dash and BusyBox, -u in bash.
+    """
+    limits = rlimits(settings)
+    processes = limits["nproc"]
+    return (
+        f"ulimit -c {limits['core']} && ulimit -t {limits['cpu']} && ulimit -n {limits['nofile']} && ulimit -f {limits['fsize'] // 512}"
+        f" && ulimit -v {limits['as'] // 1024} && {{ ulimit -p {processes} 2>&- || ulimit -u {processes}; }}"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a directory holds: `bytes` on disk and `inodes`; `fault` names what kept us from seeing all of it."""

@@ -82,6 +82,12 @@ class Plain:
         finally:
             self._running.discard(running.kill)
 
+    def expect(self, workspace: Path, *, binds: Sequence[Bind] = ()) -> None:
+        """Nothing here takes time to start."""
+
+    def dismiss(self, workspace: Path) -> None:
+        """Nothing was started."""
+
     async def close(self) -> None:
         """See `Sandbox.close`."""
         for kill in tuple(self._running):

@@ -14,7 +14,27 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
 
 from bot.models import DispatchError
-from bot.store import alerts, cursors, deliveries, intents, outbox, pauses, providers, pulls, skips, sprints, steps, workers
+from bot.store import (
+    alerts,
+    breakers,
+    cursors,
+    deliveries,
+    follow_ups,
+    intents,
+    lanes,
+    outages,
+    outbox,
+    pauses,
+    plans,
+    probes,
+    providers,
+    pulls,
+    samples,
+    skips,
+    sprints,
+    steps,
+    workers,
+)
 from bot.store._base import metadata
 from bot.store._group import GroupWriter
 from bot.store._sqlite import assert_usable, install_listener
@@ -30,7 +50,27 @@ CONNECT_SECONDS = 10
 LOCKS = "timmy-dispatch"
 
 # Imported for their tables: whoever creates the schema must know them all.
-CONCERNS = (alerts, cursors, deliveries, intents, outbox, pauses, providers, pulls, skips, sprints, steps, workers)
+CONCERNS = (
+    alerts,
+    breakers,
+    cursors,
+    deliveries,
+    follow_ups,
+    intents,
+    lanes,
+    outages,
+    outbox,
+    pauses,
+    plans,
+    probes,
+    providers,
+    pulls,
+    samples,
+    skips,
+    sprints,
+    steps,
+    workers,
+)
 
 
 class StoreError(DispatchError):

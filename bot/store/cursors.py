@@ -16,6 +16,7 @@ LAST_TEST_PUSH = "last_test_push_ms"
 LAST_PROGRESS = "last_progress_ms"
 LAST_SUCCESS = "last_success_ms"
 STARTED = "initialised_ms"
+FORGE_HOLD = "forge_hold"
 
 
 def get(conn: Connection, name: str) -> Any:

@@ -53,6 +53,12 @@ def add(conn: Connection, *, digest: str, event_type: str, delivery: str, body: 
     return conn.execute(statement).first() is not None
 
 
+def newest(conn: Connection, *, limit: int) -> list[tuple[int, bytes]]:
+    """(received, body) of the last deliveries, newest first."""
+    statement = sa.select(table.c.received_ms, table.c.body).order_by(table.c.received_ms.desc()).limit(limit)
+    return [(int(row[0]), bytes(row[1])) for row in conn.execute(statement)]
+
+
 def take(conn: Connection, digest: str, now_ms: int) -> Delivery | None:
     """Claims one open row for LEASE_MS; None if somebody has it or it is done."""
     statement = (

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from bot.figures import BUCKETS, EXAMPLES, GOOD, Bucket, Example, Failure, Figures, Group, Outage, Spread
 from bot.models import IN_FLIGHT, FailureReason, OutcomeKind, SprintState
 from bot.store import deliveries, intents, providers, pulls, sprints, steps
+from bot.store import outages as provider_outages
 
 c = sprints.table.c
 d = intents.decisions.c
@@ -59,7 +60,7 @@ def figures(
         .where(c.state == SprintState.SETTLED, c.settled_ms >= since_ms, c.settled_ms < until_ms, *here)
         .order_by(c.settled_ms, c.id)
     ).all()
-    opened, merged, closed, waits_to_pull, merged_of = _pulls(conn, since_ms, until_ms, repo_id)
+    opened, merged, closed, reverted, waits_to_pull, merged_of = _pulls(conn, since_ms, until_ms, repo_id)
     calls, failed_calls, calls_usd = _calls(conn, since_ms, until_ms, repo_id)
     started = sa.select(c.started_ms - c.queued_ms).where(c.started_ms >= since_ms, c.started_ms < until_ms, *here)
     live = {row[0]: int(row[1]) for row in conn.execute(_by(c.state).where(c.state != SprintState.SETTLED, *here))}
@@ -74,6 +75,7 @@ def figures(
         opened=opened,
         merged=merged,
         closed=closed,
+        reverted=reverted,
         to_pull=Spread.of(waits_to_pull),
         queue_wait=Spread.of(row[0] for row in conn.execute(started)),
         steps=sum(row.steps for row in ended),
@@ -89,6 +91,7 @@ def figures(
         stalled=sum(row.reason == FailureReason.STALLED for row in ended),
         acts=_acts(conn, decided),
         outages=outages(providers.load(conn), now_ms) if outages and repo_id is None else (),
+        downtimes=provider_outages.between(conn, since_ms=since_ms, until_ms=until_ms, now_ms=now_ms) if repo_id is None else (),
         commands=_commands(conn, decided),
         deliveries=_deliveries(conn, since_ms, until_ms) if repo_id is None else {},
         buckets=_buckets(ended, since_ms, until_ms),
@@ -141,8 +144,8 @@ def _groups(rows: Iterable[tuple[Any, str]], merged: Mapping[str, int]) -> tuple
     return tuple(sorted(made, key=lambda group: (-group.sprints, group.name)))
 
 
-def _pulls(conn: Connection, since_ms: int, until_ms: int, repo_id: int | None) -> tuple[int, int, int, list[int], list[tuple[str, str]]]:
-    """(opened, merged, closed, trigger to pull request in ms of those opened, (repository, model) of the sprint behind each one merged)."""
+def _pulls(conn: Connection, since_ms: int, until_ms: int, repo_id: int | None) -> tuple[int, int, int, int, list[int], list[tuple[str, str]]]:
+    """(opened, merged, closed, reverted, trigger to pull request in ms of those opened, (repository, model) of the sprint behind each one merged)."""
     here = [] if repo_id is None else [c.repo_id == repo_id]
     order = sa.func.row_number().over(partition_by=(c.repo_id, c.pr), order_by=(c.settled_ms, c.id)).label("nth")
     columns = (c.repo_id, c.pr, c.repo, c.provider, c.model, c.queued_ms, c.settled_ms)
@@ -158,7 +161,7 @@ def _pulls(conn: Connection, since_ms: int, until_ms: int, repo_id: int | None) 
         pulls.table, sa.and_(f.repo_id == first.c.repo_id, f.number == first.c.pr)
     )
     merged_of = [(row.repo, _model(row)) for row in conn.execute(joined.where(f.state == "merged", *fates))]
-    return len(waits), states.get("merged", 0), states.get("closed", 0), waits, merged_of
+    return len(waits), states.get("merged", 0), states.get("closed", 0), states.get("reverted", 0), waits, merged_of
 
 
 def _calls(conn: Connection, since_ms: int, until_ms: int, repo_id: int | None) -> tuple[int, int, float]:
@@ -176,7 +179,7 @@ def _calls(conn: Connection, since_ms: int, until_ms: int, repo_id: int | None) 
 def _failures(ended: Iterable[Any]) -> tuple[Failure, ...]:
     parts: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for row in ended:
-        if row.outcome not in GOOD and row.outcome != OutcomeKind.CANCELLED:
+        if row.outcome not in GOOD and row.outcome not in (OutcomeKind.CANCELLED, OutcomeKind.PLANNED):
             parts[row.outcome, row.reason].append(row)
     made = [
         Failure(outcome, reason, len(part), tuple(Example(f"{row.repo}#{row.issue}", row.detail) for row in part[: -EXAMPLES - 1 : -1]))

@@ -10,15 +10,17 @@ from sqlalchemy.engine import Connection
 
 from bot.models import IN_FLIGHT, RUNNING, OutcomeKind, PauseScope, RepositoryLoad, SprintState, WaitingReason
 from bot.snapshot import FleetSnapshot, WorkerBeat, WorkerState
-from bot.store import cursors, deliveries, outbox, pauses, providers, sprints, workers
+from bot.store import breakers, cursors, deliveries, outbox, pauses, probes, providers, samples, sprints, workers
 from bot.store._base import database_now_ms
 
 c = sprints.table.c
 RUNNABLE = [reason for reason in WaitingReason if reason.runnable]
 
 
-def snapshot(conn: Connection, *, worker_timeout_ms: int, available: Callable[[dict[str, Any], int], bool]) -> FleetSnapshot:
-    """All facts at this moment; `available(health, now_ms)` reads a provider's health record."""
+def snapshot(
+    conn: Connection, *, worker_timeout_ms: int, available: Callable[[dict[str, Any], int], bool], node_id: str = ""
+) -> FleetSnapshot:
+    """All facts at this moment; `available(health, now_ms)` reads a provider's health record, `node_id` is the host whose samples count."""
     now = database_now_ms(conn)
     counts = {SprintState(row[0]): int(row[1]) for row in conn.execute(_by(c.state).where(c.state != SprintState.SETTLED))}
     waiting = {
@@ -33,7 +35,8 @@ def snapshot(conn: Connection, *, worker_timeout_ms: int, available: Callable[[d
     out = outbox.table.c
     behind_sprints = conn.execute(sa.select(sa.func.count(), sa.func.min(c.updated_ms)).where(c.projected_rev < c.rev)).one()
     behind_outbox = conn.execute(sa.select(sa.func.count(), sa.func.min(out.made_ms)).where(out.projected_rev < out.rev)).one()
-    pause = next((pause for pause in pauses.current(conn, now) if pause.scope is PauseScope.FLEET), None)
+    held = pauses.current(conn, now)
+    pause = next((pause for pause in held if pause.scope is PauseScope.FLEET), None)
     return FleetSnapshot(
         now_ms=now,
         sprints=counts,
@@ -57,6 +60,10 @@ def snapshot(conn: Connection, *, worker_timeout_ms: int, available: Callable[[d
         paused_until_ms=pause.until_ms if pause else None,
         paused_reason=pause.reason if pause else "",
         providers=_providers(conn, now, available),
+        paused_providers={pause.provider: pause.by for pause in reversed(held) if pause.scope is PauseScope.PROVIDER},
+        breakers=breakers.opened(conn),
+        probes=probes.current(conn, now),
+        collected=samples.collected(conn, node_id),
     )
 
 

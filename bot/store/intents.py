@@ -138,17 +138,20 @@ def asked_by(conn: Connection, actor_id: int, repo_id: int, issue: int, since_ms
     return int(conn.execute(statement).scalar_one())
 
 
-def refused_before(conn: Connection, *, repo_id: int, issue: int, actor_id: int, kind: str, reason: str, since_ms: int) -> bool:
-    """Whether the same refusal was given to the same person here before: a second comment would only be noise."""
+def refused_before(
+    conn: Connection, *, repo_id: int, issue: int, actor_id: int, kind: str | None, reason: str, since_ms: int, result: str = "denied"
+) -> bool:
+    """Whether the same refusal was given to the same person here before, of that kind or of any: a second comment would only be noise."""
     columns = decisions.c
+    kinds = [] if kind is None else [columns.kind == kind]
     statement = (
         sa.select(columns.id)
         .where(
             columns.repo_id == repo_id,
             columns.issue == issue,
             columns.actor_id == actor_id,
-            columns.kind == kind,
-            columns.result == "denied",
+            *kinds,
+            columns.result == result,
             columns.reason == clean(reason)[:2000],
             columns.made_ms >= since_ms,
         )

@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from bot.models import IN_FLIGHT, Decision, Pause, PauseScope, SprintState, SprintView
-from bot.store import intents, pauses, sprints, steps
+from bot.models import IN_FLIGHT, Decision, Pause, PauseScope, Plan, SprintState, SprintView
+from bot.store import breakers, intents, pauses, plans, sprints, steps
 
 c = sprints.table.c
 
@@ -25,7 +25,7 @@ TRAIL = 100
 class Board:
     """The fleet at one moment. `queued` is in line order with each place (1 is next); `wait_ms` the usual wait, 0 without history.
 
-    `pauses` are those of single repositories.
+    `pauses` are those of single repositories, open breakers among them, `plans` (plan, the issue's title) those that wait for a person.
     """
 
     running: tuple[SprintView, ...]
@@ -35,6 +35,7 @@ class Board:
     waiting: int
     wait_ms: int
     pauses: tuple[Pause, ...]
+    plans: tuple[tuple[Plan, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def board(conn: Connection, *, limit: int, recent: int, now_ms: int) -> Board:
     places = sprints.positions(conn, limit=limit)
     queued = [sprints.view(row) for row in conn.execute(sa.select(*sprints.VIEW_COLUMNS).where(c.id.in_(list(places))))]
     counts = sprints.counts(conn)
+    held = (*pauses.current(conn, now_ms), *(breaker.as_pause() for breaker in breakers.opened(conn)))
     return Board(
         running=tuple(sprints.view(row) for row in running),
         queued=tuple(sorted(((places[view.id], view) for view in queued), key=lambda pair: pair[0])),
@@ -97,7 +99,8 @@ def board(conn: Connection, *, limit: int, recent: int, now_ms: int) -> Board:
         in_flight=sum(counts.get(state, 0) for state in IN_FLIGHT),
         waiting=counts.get(SprintState.QUEUED, 0),
         wait_ms=sprints.queue_wait_ms(conn),
-        pauses=tuple(pause for pause in pauses.current(conn, now_ms) if pause.scope is PauseScope.REPO),
+        pauses=tuple(pause for pause in held if pause.scope is PauseScope.REPO),
+        plans=tuple(plans.waiting(conn, limit=limit)),
     )
 
 

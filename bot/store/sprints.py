@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,7 @@ table = sa.Table(
     sa.Column("files", sa.Integer, nullable=False, default=0),
     sa.Column("checks", sa.JSON, nullable=False),
     sa.Column("flagged", sa.JSON, nullable=False),
+    sa.Column("config_faults", sa.JSON, nullable=False, default=list),
     sa.Column("sandbox", sa.Text, nullable=False, default=""),
     sa.Column("summary", sa.Text, nullable=False, default=""),
     sa.Column("agent_end", sa.Text, nullable=False, default=""),
@@ -131,6 +133,20 @@ table = sa.Table(
         postgresql_where=sa.text("projected_rev < rev"),
     ),
     sa.Index("ix_sprints_issue", "repo_id", "issue", "queued_ms"),
+    sa.Index(
+        "ix_sprints_pull",
+        "pr",
+        "repo_id",
+        sqlite_where=sa.text("pr_state = 'open'"),
+        postgresql_where=sa.text("pr_state = 'open'"),
+    ),
+    sa.Index(
+        "ix_sprints_head",
+        "repo_id",
+        "head_sha",
+        sqlite_where=sa.text("pr_state = 'open'"),
+        postgresql_where=sa.text("pr_state = 'open'"),
+    ),
     sa.Index("ix_sprints_progress", "progress_ms"),
     sa.Index("ix_sprints_settled", "settled_ms"),
 )
@@ -139,13 +155,15 @@ c = table.c
 # Written out: a bound parameter would keep the database from using a partial index.
 QUEUED = sa.text("sprints.state = 'queued'")
 FLYING = sa.text("sprints.state NOT IN ('queued', 'settled')")
+PULL_OPEN = sa.text("sprints.pr_state = 'open'")
 
 AGED_TO = 2
 
 VIEW = (
     "id repo_id repo issue state title outcome reason detail waiting_reason waiting_note stop stop_by source trigger requester_id requester "
     "priority attempt admitted_n queued_ms not_before_ms started_ms settled_ms updated_ms steps tokens usd limits engine provider model doing "
-    "branch base_branch base_sha lease_sha head_sha pr pr_state files checks flagged sandbox instructions text_hash"
+    "branch base_branch base_sha lease_sha head_sha pr pr_state files checks flagged sandbox instructions text_hash options "
+    "config_faults"
 ).split()
 VIEW_COLUMNS = tuple(c[name] for name in VIEW)
 
@@ -168,6 +186,7 @@ def view(row: Any) -> SprintView:
     data["limits"] = Limits(**data["limits"])
     data["checks"] = tuple(data["checks"])
     data["flagged"] = tuple(data["flagged"])
+    data["config_faults"] = tuple(data["config_faults"])
     return SprintView(**data)
 
 
@@ -243,6 +262,7 @@ def new(
             updated_ms=now_ms,
             checks=[],
             flagged=[],
+            config_faults=[],
         )
         .on_conflict_do_nothing(index_elements=["repo_id", "issue"], index_where=sa.text("state <> 'settled'"))
         .returning(c.id)
@@ -250,11 +270,14 @@ def new(
     return conn.execute(statement).first() is not None
 
 
-def cancel(conn: Connection, sprint_id: str, *, by: str, now_ms: int) -> CancelResult:
-    """In place while nobody runs it, by flag while somebody does, too late from publishing on; the first that changes a row answers."""
+def cancel(conn: Connection, sprint_id: str, *, by: str, now_ms: int, why: str = "") -> CancelResult:
+    """In place while nobody runs it, by flag while somebody does, too late from publishing on; the first that changes a row answers.
+
+    `why` is kept as the reason of the outcome to come.
+    """
     if lock(conn, sprint_id) is None:
         return CancelResult.NOTHING
-    values = {"stop": Stop.CANCEL, "stop_by": clean(by), "updated_ms": now_ms, "rev": c.rev + 1, "show_due_ms": 0}
+    values = {"stop": Stop.CANCEL, "stop_by": clean(by), "reason": why, "updated_ms": now_ms, "rev": c.rev + 1, "show_due_ms": 0}
     in_place = (
         table.update()
         .where(c.id == sprint_id, c.state.in_([SprintState.QUEUED, SprintState.ADMITTED]))
@@ -334,7 +357,7 @@ def advance(
     return conn.execute(statement).rowcount == 1
 
 
-def _first_time(now_ms: int) -> Any:
+def _first_time(now_ms: int | sa.BindParameter[int]) -> Any:
     """Progress counts in the first run only: a sprint that is admitted again and again because a provider is down moves nothing."""
     return sa.case((c.admitted_n <= 1, now_ms), else_=c.progress_ms)
 
@@ -354,21 +377,32 @@ def update(
 
     `moved` says whether this is progress of the fleet: True, False, or only in the first run of the sprint. False: not ours any more.
     """
-    changes: dict[str, Any] = {
-        "updated_ms": now_ms,
-        **({} if moved is False else {"progress_ms": now_ms if moved else _first_time(now_ms)}),
-        **{key: clean(v) if isinstance(v, str) else v for key, v in values.items()},
-    }
-    if show_in_ms is not None:
-        due = now_ms + show_in_ms
+    statement = _updating(tuple(values), moved=moved, shown=show_in_ms is not None)
+    given = {f"new_{key}": clean(v) if isinstance(v, str) else v for key, v in values.items()}
+    guard = {"of_sprint": sprint_id, "of_k": k, "of_me": me}
+    return conn.execute(statement, {"now": now_ms, "due": now_ms + (show_in_ms or 0), **guard, **given}).rowcount == 1
+
+
+@functools.lru_cache(256)
+def _updating(names: tuple[str, ...], *, moved: bool | None, shown: bool) -> sa.Update:
+    """The statement of `update`, kept: an agent's steps make it often, and putting it together takes longer than running it."""
+    now, due = sa.bindparam("now", type_=BIG), sa.bindparam("due", type_=BIG)
+    changes: dict[str, Any] = {"updated_ms": now, **{name: sa.bindparam(f"new_{name}", type_=c[name].type) for name in names}}
+    if moved is not False:
+        changes["progress_ms"] = now if moved else _first_time(now)
+    if shown:
         waiting = sa.and_(c.projected_rev < c.rev, c.show_due_ms < due)
-        changes |= {"rev": c.rev + 1, "show_due_ms": sa.case((waiting, c.show_due_ms), else_=sa.literal(due, BIG))}
-    statement = (
+        changes |= {"rev": c.rev + 1, "show_due_ms": sa.case((waiting, c.show_due_ms), else_=due)}
+    return (
         table.update()
-        .where(c.id == sprint_id, c.admitted_n == k, c.executor_id == me, c.state.not_in([SprintState.QUEUED, SprintState.SETTLED]))
+        .where(
+            c.id == sa.bindparam("of_sprint"),
+            c.admitted_n == sa.bindparam("of_k"),
+            c.executor_id == sa.bindparam("of_me"),
+            c.state.not_in([SprintState.QUEUED, SprintState.SETTLED]),
+        )
         .values(**changes)
     )
-    return conn.execute(statement).rowcount == 1
 
 
 def renew_progress(conn: Connection, sprint_id: str, me: str, now_ms: int) -> None:
@@ -534,7 +568,7 @@ WITH RECURSIVE repos(repo_id) AS (
   UNION ALL
   SELECT (SELECT min(repo_id) FROM sprints WHERE state = 'queued' AND repo_id > repos.repo_id) FROM repos WHERE repos.repo_id IS NOT NULL
 )
-SELECT h.id, h.repo_id, h.repo, h.issue, h.priority, h.queued_ms, h.waiting_reason
+SELECT h.id, h.repo_id, h.repo, h.issue, h.priority, h.queued_ms, h.waiting_reason, h.pr
 FROM repos JOIN sprints h ON h.id = (
   SELECT q.id FROM sprints q WHERE q.repo_id = repos.repo_id AND q.state = 'queued' AND q.not_before_ms <= :now
   ORDER BY q.priority, q.queued_ms, q.id LIMIT 1)
@@ -629,6 +663,11 @@ def owners(conn: Connection) -> list[str]:
     return list(conn.execute(statement).scalars())
 
 
+def claimed_by(conn: Connection, executor_id: str) -> int:
+    """How many live sprints this executor works on."""
+    return int(conn.execute(sa.select(sa.func.count()).where(c.executor_id == executor_id, c.state != SprintState.SETTLED)).scalar_one())
+
+
 def untouched(conn: Connection, *, before_ms: int) -> list[tuple[str, int, str | None, str]]:
     """(id, k, stop, state) of sprints in flight that nobody wrote to since then: candidates of the orphan sweep."""
     statement = sa.select(c.id, c.admitted_n, c.stop, c.state).where(FLYING, c.updated_ms < before_ms)
@@ -649,6 +688,49 @@ def text_edited(conn: Connection, repo_id: int, issue: int, *, digest: str, now_
         .values(text_hash=digest, updated_ms=now_ms)
     )
     return conn.execute(statement).rowcount == 1
+
+
+def follow(conn: Connection, sprint_id: str, pull: int) -> None:
+    """This sprint goes on with an open pull request of ours."""
+    conn.execute(table.update().where(c.id == sprint_id).values(pr=pull, pr_state="open"))
+
+
+def follow_ups_due(conn: Connection, now_ms: int) -> list[Any]:
+    """The first ready sprint of every repository that goes on with an open pull request of ours, as a row of `heads`; such are few."""
+    statement = (
+        sa.select(c.id, c.repo_id, c.repo, c.issue, c.priority, c.queued_ms, c.waiting_reason, c.pr)
+        .where(PULL_OPEN, c.pr > 0, c.state == SprintState.QUEUED, c.not_before_ms <= now_ms)
+        .order_by(c.priority.desc(), c.queued_ms.desc(), c.id.desc())
+    )
+    return list({row.repo_id: row for row in conn.execute(statement)}.values())
+
+
+def pull_states(conn: Connection, repo_id: int, number: int) -> set[str]:
+    """The states that the sprints of a pull request know it in; empty where it is none of ours."""
+    return set(conn.execute(sa.select(c.pr_state).where(c.repo_id == repo_id, c.pr == number).distinct()).scalars())
+
+
+def pulls_on(conn: Connection, repo_id: int, branch: str) -> list[int]:
+    """Our pull requests from one branch."""
+    statement = sa.select(c.pr).where(c.repo_id == repo_id, c.branch == branch, c.pr > 0).distinct().order_by(c.pr)
+    return list(conn.execute(statement).scalars())
+
+
+def newest_of_pull(conn: Connection, repo_id: int, number: int) -> str | None:
+    """The newest sprint that worked on a pull request."""
+    statement = sa.select(c.id).where(c.repo_id == repo_id, c.pr == number, c.head_sha != "").order_by(c.queued_ms.desc(), c.id.desc())
+    return conn.execute(statement.limit(1)).scalar()
+
+
+def open_pulls_at(conn: Connection, repo_id: int, head_sha: str) -> list[int]:
+    """Our open pull requests whose head, as we pushed it, is this commit."""
+    statement = sa.select(c.pr).where(PULL_OPEN, c.repo_id == repo_id, c.pr > 0, c.head_sha == head_sha).distinct().order_by(c.pr)
+    return list(conn.execute(statement).scalars())
+
+
+def is_open_pull(conn: Connection, repo_id: int, number: int) -> bool:
+    """Whether this is an open pull request of ours."""
+    return conn.execute(sa.select(c.id).where(PULL_OPEN, c.repo_id == repo_id, c.pr == number).limit(1)).first() is not None
 
 
 def pull_fate(conn: Connection, repo_id: int, number: int, *, state: str, now_ms: int) -> int:

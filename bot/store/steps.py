@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from bot.models import LogLine, StoredStep, StoredToolCall, Usage
-from bot.store._base import BIG, clean, insert, metadata
+from bot.store._base import BIG, clean, metadata
 
 table = sa.Table(
     "steps",
@@ -45,6 +47,32 @@ tool_calls = sa.Table(
     sa.Column("started_ms", BIG, nullable=False),
     sa.Column("done_ms", BIG),
 )
+
+
+# Made once: a step of an agent waits for these, and putting a statement together takes longer than running it.
+_STEP = table.update().where(
+    table.c.sprint_id == sa.bindparam("of_sprint"), table.c.attempt == sa.bindparam("of_attempt"), table.c.n == sa.bindparam("of_n")
+)
+_CALL = tool_calls.update().where(
+    tool_calls.c.sprint_id == sa.bindparam("of_sprint"),
+    tool_calls.c.attempt == sa.bindparam("of_attempt"),
+    tool_calls.c.n == sa.bindparam("of_n"),
+    tool_calls.c.i == sa.bindparam("of_i"),
+)
+_KNOWN = table.c.input.is_not(None)
+_TOTALS = sa.select(
+    sa.func.coalesce(sa.func.sum(sa.case((_KNOWN, table.c.input), else_=table.c.reserved_tokens)), 0),
+    sa.func.coalesce(sa.func.sum(table.c.output), 0),
+    sa.func.coalesce(sa.func.sum(table.c.cached), 0),
+    sa.func.coalesce(sa.func.sum(sa.case((_KNOWN, table.c.cost_usd), else_=table.c.reserved_usd)), 0.0),
+    sa.func.count(),
+    sa.func.sum(sa.case((sa.or_(~_KNOWN, table.c.source == "estimated"), 1), else_=0)),
+).where(table.c.sprint_id == sa.bindparam("of_sprint"))
+
+
+@functools.cache
+def _unless_there(dialect: str, into: sa.Table) -> Any:
+    return (sqlite if dialect == "sqlite" else postgresql).insert(into).on_conflict_do_nothing()
 
 
 def of_attempt(conn: Connection, sprint_id: str, attempt: int) -> list[StoredStep]:
@@ -125,11 +153,8 @@ def _usage(
 
 def reserve(conn: Connection, sprint_id: str, attempt: int, n: int, *, usd: float, tokens: int, now_ms: int) -> None:
     """Books a model call before it is made."""
-    conn.execute(
-        insert(conn, table)
-        .values(sprint_id=sprint_id, attempt=attempt, n=n, reserved_usd=usd, reserved_tokens=tokens, started_ms=now_ms)
-        .on_conflict_do_nothing()
-    )
+    values = {"sprint_id": sprint_id, "attempt": attempt, "n": n, "reserved_usd": usd, "reserved_tokens": tokens, "started_ms": now_ms}
+    conn.execute(_unless_there(conn.dialect.name, table), values)
 
 
 def replied(
@@ -145,21 +170,18 @@ def replied(
     now_ms: int,
 ) -> None:
     """The reply and the true cost of a step."""
-    conn.execute(
-        table.update()
-        .where(table.c.sprint_id == sprint_id, table.c.attempt == attempt, table.c.n == n)
-        .values(
-            reply=_scrub(message),
-            cost_usd=usage.usd,
-            input=usage.input,
-            output=usage.output,
-            cached=usage.cached,
-            source=usage.source,
-            provider=provider,
-            model=model,
-            done_ms=now_ms,
-        )
-    )
+    values = {
+        "reply": _scrub(message),
+        "cost_usd": usage.usd,
+        "input": usage.input,
+        "output": usage.output,
+        "cached": usage.cached,
+        "source": usage.source,
+        "provider": provider,
+        "model": model,
+        "done_ms": now_ms,
+    }
+    conn.execute(_STEP, {"of_sprint": sprint_id, "of_attempt": attempt, "of_n": n, **values})
 
 
 def _scrub(value: Any) -> Any:
@@ -177,54 +199,41 @@ def failed(conn: Connection, sprint_id: str, attempt: int, n: int, *, error: str
     values: dict[str, Any] = {"error": clean(error)[:2000], "done_ms": now_ms}
     if not billed:
         values |= {"cost_usd": 0.0, "input": 0, "output": 0, "cached": 0}
-    conn.execute(table.update().where(table.c.sprint_id == sprint_id, table.c.attempt == attempt, table.c.n == n).values(**values))
+    conn.execute(_STEP, {"of_sprint": sprint_id, "of_attempt": attempt, "of_n": n, **values})
 
 
 def tool_started(
     conn: Connection, sprint_id: str, attempt: int, n: int, i: int, *, call_id: str, tool: str, arguments: str, now_ms: int
 ) -> None:
     """A row before the tool runs: after a crash it answers "interrupted" and is not run again."""
-    conn.execute(
-        insert(conn, tool_calls)
-        .values(
-            sprint_id=sprint_id,
-            attempt=attempt,
-            n=n,
-            i=i,
-            call_id=clean(call_id),
-            tool=clean(tool),
-            arguments=clean(arguments),
-            started_ms=now_ms,
-        )
-        .on_conflict_do_nothing()
-    )
+    values = {
+        "sprint_id": sprint_id,
+        "attempt": attempt,
+        "n": n,
+        "i": i,
+        "call_id": clean(call_id),
+        "tool": clean(tool),
+        "arguments": clean(arguments),
+        "started_ms": now_ms,
+    }
+    conn.execute(_unless_there(conn.dialect.name, tool_calls), values)
 
 
 def tool_ended(conn: Connection, sprint_id: str, attempt: int, n: int, i: int, *, result: str, now_ms: int) -> None:
     """What the tool answered."""
-    columns = tool_calls.c
-    conn.execute(
-        tool_calls.update()
-        .where(columns.sprint_id == sprint_id, columns.attempt == attempt, columns.n == n, columns.i == i)
-        .values(result=clean(result), done_ms=now_ms)
-    )
+    values = {"result": clean(result), "done_ms": now_ms}
+    conn.execute(_CALL, {"of_sprint": sprint_id, "of_attempt": attempt, "of_n": n, "of_i": i, **values})
+
+
+def totals(conn: Connection, sprint_id: str) -> tuple[Usage, int]:
+    """All attempts of a sprint together: what they cost, and how many model calls they made."""
+    row = conn.execute(_TOTALS, {"of_sprint": sprint_id}).one()
+    return Usage(int(row[0]), int(row[1]), int(row[2]), float(row[3]), "estimated" if row[5] else "reported"), int(row[4])
 
 
 def spent(conn: Connection, sprint_id: str) -> Usage:
-    """All attempts of a sprint together."""
-    columns = table.c
-    known = columns.input.is_not(None)
-    row = conn.execute(
-        sa.select(
-            sa.func.coalesce(sa.func.sum(sa.case((known, columns.input), else_=columns.reserved_tokens)), 0),
-            sa.func.coalesce(sa.func.sum(columns.output), 0),
-            sa.func.coalesce(sa.func.sum(columns.cached), 0),
-            sa.func.coalesce(sa.func.sum(sa.case((known, columns.cost_usd), else_=columns.reserved_usd)), 0.0),
-            sa.func.count(),
-            sa.func.sum(sa.case((sa.or_(~known, columns.source == "estimated"), 1), else_=0)),
-        ).where(columns.sprint_id == sprint_id)
-    ).one()
-    return Usage(int(row[0]), int(row[1]), int(row[2]), float(row[3]), "estimated" if row[5] else "reported")
+    """What all attempts of a sprint cost together."""
+    return totals(conn, sprint_id)[0]
 
 
 def count(conn: Connection, sprint_id: str) -> int:

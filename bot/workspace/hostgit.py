@@ -65,7 +65,7 @@ _CONFIG: Mapping[str, str] = {
 _ASKPASS = """#!/bin/sh
 case "$1" in
 "$DISPATCH_USERNAME_PROMPT") printf '%s\\n' "$DISPATCH_LOGIN" ;;
-"$DISPATCH_PASSWORD_PROMPT") cat "/proc/self/fd/$DISPATCH_TOKEN_FD" ;;
+"$DISPATCH_PASSWORD_PROMPT") IFS= read -r token < "/proc/self/fd/$DISPATCH_TOKEN_FD"; printf '%s\\n' "$token" ;;
 *) exit 1 ;;
 esac
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -24,7 +25,7 @@ from bot.workspace.secrets_scan import scan_known, scan_patch
 MAX_PACK = 64 * 1024**2
 MAX_PATCH = 64 * 1024**2
 MAX_LISTING = 32 * 1024**2
-MAX_BASE_FILE = 65_536
+BASE_FILES = 64
 EXPORT_SECONDS = 60.0
 CLONE_SECONDS = 300.0
 CLEAR_SECONDS = 300.0
@@ -33,33 +34,39 @@ _INDEX_PACK_LIMITS = (PRLIMIT, "--as=4294967296", "--cpu=60", "--fsize=107374182
 _SPRINT = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _NO_OBJECTS = ("0" * 40, "0" * 64)
 
+# What `git clone --shared --no-tags --single-branch` makes, in a third of its time: nothing has to be sent where all objects are borrowed.
 _CLONE = r"""
 set -eu
-git -c advice.detachedHead=false clone -q --shared --no-tags --no-checkout --single-branch --branch "$branch" "$repo" .
-git checkout -q -B "$branch" "$sha"
+quoted() { local text=${1//\\/\\\\}; printf '"%s"' "${text//\"/\\\"}"; }
+git init -q --template= --object-format="$format"
+printf '%s/objects\n' "$repo" > .git/objects/info/alternates
+{
+    printf '[remote "origin"]\n\turl = %s\n\ttagOpt = --no-tags\n' "$(quoted "$repo")"
+    printf '\tfetch = %s\n' "$(quoted "+refs/heads/$branch:refs/remotes/origin/$branch")"
+    printf '[branch %s]\n\tremote = origin\n\tmerge = %s\n' "$(quoted "$branch")" "$(quoted "refs/heads/$branch")"
+} >> .git/config
+git update-ref "refs/remotes/origin/$branch" "$sha"
+git -c advice.detachedHead=false checkout -q -B "$branch" "$sha"
 """
 # The agent's .git is never read here: own GIT_DIR, own index, objects borrowed from the read-only bare repository.
 _EXPORT = r"""
 set -u
 umask 022
 fail() { printf '%s\n' "$*" > "$out/fault"; exit 3; }
-find . -path ./.git -prune -o -type d ! -perm -700 -exec chmod u+rwx {} \; 2>/dev/null
+find . -path ./.git -prune -o -type d ! -perm -700 -exec chmod u+rwx {} \; -o -type f ! -perm -400 -exec chmod u+r {} + 2>/dev/null
 deep=$(find . -mindepth 1 -maxdepth 1 -type d ! -name .git -exec find {} -mindepth 128 -print -quit \; 2>/dev/null | head -n 1)
 [ -z "$deep" ] || fail "folders are nested deeper than 128 levels"
-find . -path ./.git -prune -o -type f ! -perm -400 -exec chmod u+r {} + 2>/dev/null
 scratch=$(mktemp -d) || fail "no scratch folder"
-trap 'rm -rf "$scratch"' EXIT
+[ "$out" = /out ] || trap 'rm -rf "$scratch"' EXIT
 export GIT_DIR="$scratch/git" GIT_WORK_TREE="$PWD" GIT_INDEX_FILE="$scratch/index"
 git init -q --template= --object-format="$format" 2>"$scratch/log" || fail "$(tail -n 5 "$scratch/log")"
-mkdir -p "$GIT_DIR/objects/info"
 printf '%s/objects\n' "$repo" > "$GIT_DIR/objects/info/alternates"
-base=$(git rev-parse --verify -q "$sha^{tree}") || fail "the base commit is missing"
-git read-tree "$base" 2>"$scratch/log" || fail "$(tail -n 5 "$scratch/log")"
+git read-tree "$sha^{tree}" 2>"$scratch/log" || fail "$(tail -n 5 "$scratch/log")"
 git -c core.fileMode=true -c core.symlinks=true -c core.autocrlf=false -c core.safecrlf=false -c core.excludesFile=/dev/null -c core.fsmonitor=false \
     -c core.protectNTFS=true -c core.protectHFS=true -c core.looseCompression=1 -c advice.addEmbeddedRepo=false \
     add -A -- . 2>"$scratch/log" || fail "$(grep -E '^(error|fatal)' "$scratch/log" | tail -n 5)"
 tree=$(git write-tree 2>"$scratch/log") || fail "$(tail -n 5 "$scratch/log")"
-printf '%s\n^%s\n' "$tree" "$base" | git pack-objects -q --revs --stdout --delta-base-offset > "$out/pack" 2>"$scratch/log" \
+printf '%s\n^%s^{tree}\n' "$tree" "$sha" | git pack-objects -q --revs --stdout --delta-base-offset > "$out/pack" 2>"$scratch/log" \
     || fail "$(tail -n 5 "$scratch/log")"
 printf '%s\n' "$tree" > "$out/tree"
 """
@@ -109,6 +116,8 @@ class Workspaces:
         if sandbox_uid is not None:
             _require_searchable(root, sandbox_uid)
         self._git = HostGit(forge_url=forge_url, login=login, token=token, ca_file=ca_file, askpass=root / ".askpass")
+        # A commit's file never changes, and each is asked for several times in a sprint.
+        self._base_files: dict[tuple[str, str, int], bytes | None] = {}
 
     def tree_path(self, sprint_id: str) -> Path:
         """Where the agent works on the host side; shown inside as `/workspace`."""
@@ -150,6 +159,9 @@ class Workspaces:
         if not heads:
             return {}
         bare = await self._make_bare(sprint_id, object_format=_format(next(iter(heads.values()))))
+        if not self.tree_path(sprint_id).exists():
+            # The clone comes next: its sandbox starts while the objects travel.
+            self._sandbox.expect(self._make_owned(sprint_id, "work"), binds=self.binds(sprint_id))
         refs = [f"+{branch_ref(branch)}:{branch_ref(branch)}" for branch in heads]
         fetched = await self._git.network(
             bare, "fetch", "-q", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head", self._git.url(repo), *refs
@@ -158,9 +170,13 @@ class Workspaces:
             if "couldn't find remote ref" in fetched.err:
                 raise GitUnavailable("a branch vanished while it was fetched")
             raise classify(fetched.err)
-        listed = await self._git.ok(bare, "for-each-ref", "--format=%(refname) %(objectname)", *(branch_ref(branch) for branch in heads))
-        found = dict(line.split(" ", 1) for line in listed.splitlines())
-        return {branch: found[branch_ref(branch)] for branch in heads}
+        return {branch: await self._own_head(bare, branch_ref(branch)) for branch in heads}
+
+    async def _own_head(self, bare: Path, ref: str) -> str:
+        """Where a branch of the bare repository stands; what was fetched a moment ago lies in a file of its own."""
+        with contextlib.suppress(OSError, ValueError):
+            return sha((bare / ref).read_text().strip())
+        return sha(await self._git.ok(bare, "rev-parse", "--verify", ref))
 
     async def remote_head(self, repo: str, branch: str) -> str | None:
         """The commit a branch of the forge stands at now, or None where there is no such branch."""
@@ -172,10 +188,12 @@ class Workspaces:
         Raises TreeRefused when the checkout does not fit the bounds of a workspace.
         """
         branch_ref(branch)
-        await self._clear(sprint_id, "work")
-        work = self._make_owned(sprint_id, "work")
+        work = await self._make_empty(sprint_id, "work")
         result = await self._inside(
-            sprint_id, _CLONE, {"branch": branch, "sha": sha(branch_sha), "repo": self._seen_repo(sprint_id)}, timeout=CLONE_SECONDS
+            sprint_id,
+            _CLONE,
+            {"branch": branch, "sha": sha(branch_sha), "format": _format(branch_sha), "repo": self._seen_repo(sprint_id)},
+            timeout=CLONE_SECONDS,
         )
         if not result.ok:
             raise TreeRefused(f"the repository could not be checked out: {_last_words(result)}")
@@ -184,23 +202,32 @@ class Workspaces:
 
     async def read_base_file(self, sprint_id: str, base_sha: str, path: str, max_bytes: int) -> bytes | None:
         """A regular file of a commit, read on the host; None where it is missing, no regular file, or larger than `max_bytes`."""
-        bare = self._bare(sprint_id)
-        listed = await self._git.ok(bare, "ls-tree", "-z", "--full-tree", sha(base_sha), "--", path)
+        key = (sha(base_sha), path, max_bytes)
+        if key not in self._base_files:
+            if len(self._base_files) >= BASE_FILES:
+                self._base_files.clear()
+            self._base_files[key] = await self._read_base_file(self._bare(sprint_id), *key)
+        return self._base_files[key]
+
+    async def _read_base_file(self, bare: Path, base_sha: str, path: str, max_bytes: int) -> bytes | None:
+        listed = await self._git.ok(bare, "ls-tree", "-z", "-l", "--full-tree", base_sha, "--", path)
         head, _, name = listed.rstrip("\0").partition("\t")
         words = head.split()
-        if name != path or len(words) != 3 or words[0] not in {"100644", "100755", "100664"}:  # noqa: PLR2004  mode, type, id
+        if name != path or len(words) != 4 or words[0] not in {"100644", "100755", "100664"}:  # noqa: PLR2004  mode, type, id, size
             return None
-        if int(await self._git.ok(bare, "cat-file", "-s", sha(words[2]))) > max_bytes:
+        if int(words[3]) > max_bytes:
             return None
-        return (await self._git.run(bare, "cat-file", "blob", words[2], max_output=max_bytes)).out
+        read = await self._git.run(bare, "cat-file", "blob", sha(words[2]), max_output=max_bytes)
+        if read.code:
+            raise GitFailed(f"git cat-file: {read.err.strip()[-500:]}")
+        return read.out
 
     async def export(self, sprint_id: str, base_sha: str) -> str:
         """Packs the agent's tree in a fresh sandbox that has no other git than its own, checks the pack, and returns the tree's id in the bare repository.
 
         Raises TreeRefused when the tree cannot be taken, with a reason for people.
         """
-        await self._clear(sprint_id, "out")
-        out = self._make_owned(sprint_id, "out")
+        out = await self._make_empty(sprint_id, "out")
         result = await self._inside(
             sprint_id,
             _EXPORT,
@@ -211,13 +238,19 @@ class Workspaces:
                 "out": "/out" if self._sandbox.level != "none" else str(out),
             },
             timeout=EXPORT_SECONDS,
-            binds=(Bind(out, "/out", writable=True),),
+            binds=(_out(out),),
         )
         if not result.ok:
             fault = await asyncio.to_thread(_read_regular, out, "fault", 4096)
             words = fault.decode("utf-8", "replace").strip() if fault else _last_words(result)
             raise TreeRefused(f"the tree could not be packed: {words}")
         return await self.receive(sprint_id, base_sha)
+
+    def expect_export(self, sprint_id: str) -> None:
+        """Says that `export` comes soon, so that its sandbox starts now."""
+        out = self._folder(sprint_id) / "out"
+        if self.has_tree(sprint_id) and not out.exists():
+            self._sandbox.expect(self.tree_path(sprint_id), binds=(*self.binds(sprint_id), _out(self._make_owned(sprint_id, "out"))))
 
     async def receive(self, sprint_id: str, base_sha: str) -> str:
         """Takes `out/tree` and `out/pack`, whoever wrote them, into the bare repository; nothing is believed."""
@@ -245,11 +278,13 @@ class Workspaces:
         if taken.code:
             await asyncio.to_thread(_drop_leftovers, bare)
             raise TreeRefused(f"the exported pack is refused: {taken.err.strip()[-500:] or f'git ended with {taken.code}'}")
-        kind = await self._git.run(bare, "cat-file", "-t", tree)
+        # a few kilobytes of pack can name more paths than there is memory: git diff collects them all before it prints the first
+        kind, listed = await asyncio.gather(
+            self._git.run(bare, "cat-file", "-t", tree),
+            self._git.run(bare, "ls-tree", "-r", "-z", "--name-only", tree, max_output=MAX_LISTING),
+        )
         if kind.code or kind.out.strip() != b"tree":
             raise TreeRefused("the export does not hold the tree it names")
-        # a few kilobytes of pack can name more paths than there is memory: git diff collects them all before it prints the first
-        listed = await self._git.run(bare, "ls-tree", "-r", "-z", "--name-only", tree, max_output=MAX_LISTING)
         if listed.cut or listed.code:
             raise TreeRefused("the exported tree names more files than can be looked at")
         return tree
@@ -297,22 +332,21 @@ class Workspaces:
         extra_protected: Sequence[str],
         allow_protected: bool,
         scrub: Callable[[str], str] | None = None,
+        changes: Sequence[Change] | None = None,
     ) -> Policy:
-        """The policy on the tree: paths (built-in, configured and the base commit's own), modes, links, sizes, number of files, credentials.
+        """The policy on the tree: paths (built-in and configured), modes, links, sizes, number of files, credentials.
 
-        `scrub` takes our own secrets out of a text: what it would change may not leave.
+        `scrub` takes our own secrets out of a text: what it would change may not leave. `changes` is what the method of that name gave for this tree.
         """
-        changes = await self.changes(sprint_id, base_sha, tree)
+        if changes is None:
+            changes = await self.changes(sprint_id, base_sha, tree)
         bare = self._bare(sprint_id)
         links: dict[str, str] = {}
         for change in [change for change in changes if change.new_mode == "120000"][: policy.MAX_FILES]:
             if change.size <= 4096:  # noqa: PLR2004  PATH_MAX; a longer one stays empty and is refused
                 target = await self._git.run(bare, "cat-file", "blob", f"{sha(tree)}:{change.path}", max_output=4096)
                 links[change.path] = os.fsdecode(target.out) if not target.code else ""
-        declared = policy.protected_paths(await self.read_base_file(sprint_id, base_sha, ".dispatch.yml", MAX_BASE_FILE))
-        verdict = policy.judge(
-            changes, links=links, protected=(*self._protected, *extra_protected, *declared), allow_protected=allow_protected
-        )
+        verdict = policy.judge(changes, links=links, protected=(*self._protected, *extra_protected), allow_protected=allow_protected)
         if len(changes) > policy.MAX_FILES or sum(change.size for change in changes) > MAX_PATCH:
             if not any(violation.rule in {"size", "files"} for violation in verdict.violations):
                 verdict.violations.append(Violation("size", "", f"the change is larger than {MAX_PATCH} bytes"))
@@ -404,8 +438,7 @@ class Workspaces:
         folder = self._folder(sprint_id)
         if not folder.exists():
             return
-        for name in ("work", "out"):
-            await self._clear(sprint_id, name)
+        await asyncio.gather(*(self._clear(sprint_id, name) for name in ("work", "out")))
         await asyncio.to_thread(shutil.rmtree, folder)
 
     def _folder(self, sprint_id: str) -> Path:
@@ -432,17 +465,39 @@ class Workspaces:
             os.chown(path, self._uid, self._uid, follow_symlinks=False)
         return path
 
+    async def _make_empty(self, sprint_id: str, name: str) -> Path:
+        """An empty folder of the agent, with its first rights."""
+        path = self._folder(sprint_id) / name
+        if not await asyncio.to_thread(_holds_nothing, path):
+            await self._clear(sprint_id, name)
+        self._make_owned(sprint_id, name)
+        path.chmod(0o700)
+        return path
+
     async def _make_bare(self, sprint_id: str, *, object_format: str) -> Path:
         bare = self._make_folder(sprint_id) / "repo.git"
-        bare.mkdir(mode=0o700, exist_ok=True)
-        share = "--shared=0600"
-        if self._uid is not None:
-            os.chown(bare, -1, self._uid, follow_symlinks=False)
-            bare.chmod(0o2750)
-            share = "--shared=0640"
-        await asyncio.to_thread(_drop_leftovers, bare)
-        await self._git.ok(bare, "init", "-q", "--bare", "--template=", share, f"--object-format={object_format}")
+        if (bare / "HEAD").is_file():
+            await asyncio.to_thread(_drop_leftovers, bare)
+            return bare
+        pattern = self._root / f".bare-{object_format}.git"
+        if not (pattern / "HEAD").is_file():
+            scratch = Path(tempfile.mkdtemp(prefix=".bare-", dir=self._root))
+            share = "0600" if self._uid is None else "0640"
+            self._share(scratch)
+            await self._git.ok(scratch, "init", "-q", "--bare", "--template=", f"--shared={share}", f"--object-format={object_format}")
+            _take_place(scratch, pattern)
+        scratch = Path(tempfile.mkdtemp(prefix=".repo-", dir=bare.parent))
+        self._share(scratch)
+        await asyncio.to_thread(shutil.copytree, pattern, scratch, dirs_exist_ok=True)
+        await asyncio.to_thread(shutil.rmtree, bare, ignore_errors=True)
+        scratch.rename(bare)
         return bare
+
+    def _share(self, folder: Path) -> None:
+        """A folder whose content the sandbox's user may read: what is made in it belongs to his group."""
+        if self._uid is not None:
+            os.chown(folder, -1, self._uid, follow_symlinks=False)
+            folder.chmod(0o2750)
 
     async def _heads(self, repo: str, branches: Sequence[str]) -> dict[str, str]:
         empty = self._root / ".empty.git"
@@ -506,6 +561,7 @@ class Workspaces:
         folder = self._folder(sprint_id)
         path = folder / name
         if name == "work":
+            self._sandbox.dismiss(path)
             (folder / "cloned").unlink(missing_ok=True)
         if not path.exists():
             return
@@ -517,6 +573,20 @@ class Workspaces:
 
 def _touched_ms(path: Path) -> int:
     return int(path.stat(follow_symlinks=False).st_mtime * 1000)
+
+
+def _holds_nothing(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def _out(folder: Path) -> Bind:
+    return Bind(folder, "/out", writable=True)
 
 
 def _format(object_id: str) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import yaml
-
 MAX_FILES = 500
 MAX_BLOB = 5 * 1024**2
 MAX_LISTED = 20
@@ -177,15 +175,3 @@ def _fold(text: str) -> str:
     """Without case, and without the characters some file systems ignore in a name."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return "/".join("".join(char for char in part if unicodedata.category(char) != "Cf").rstrip(". ") or part for part in text.split("/"))
-
-
-def protected_paths(dispatch_yml: bytes | None) -> tuple[str, ...]:
-    """The `protected_paths` of a base commit's `.dispatch.yml`; a file that cannot be read adds nothing (the built-in list always holds)."""
-    if dispatch_yml is None:
-        return ()
-    try:
-        document = yaml.safe_load(dispatch_yml)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError):
-        return ()
-    found = document.get("protected_paths") if isinstance(document, dict) else None
-    return tuple(item for item in found if isinstance(item, str) and item.strip()) if isinstance(found, list) else ()

@@ -686,20 +686,39 @@ class Acts:
             pull.head_gone = True
 
     async def request_review(self, actor: Actor, repo: Repo, issue: Issue, reviewers: list[User], *, remove: bool = False) -> list[Review]:
+        """Asks for a review, again once somebody has reviewed, or takes the request back; who is asked already is left out."""
         pull = issue.pr
         made: list[Review] = []
         for user in reviewers:
-            if (user.id in pull.reviewers) is not remove:
+            asked = next((review for review in pull.reviews if review.state == "REQUEST_REVIEW" and review.user_id == user.id), None)
+            if (asked is not None) is not remove:
                 continue
-            (pull.reviewers.remove if remove else pull.reviewers.append)(user.id)
             entry = self.state.add_entry(repo, issue, "review_request", user=actor.user)
             entry.assignee_id, entry.removed = user.id, remove
-            if not remove:
+            if asked is not None:
+                pull.reviews.remove(asked)
+                pull.reviewers.remove(user.id)
+            else:
                 now = self.state.now()
-                made.append(Review(0, user.id, "REQUEST_REVIEW", "", pull.head_sha, now, now, entry_id=entry.id))
+                review = Review(self.state.next_id("review"), user.id, "REQUEST_REVIEW", "", "", now, now)
+                review.official = self.state.may(repo, user, "write")
+                for earlier in pull.reviews:
+                    if earlier.user_id == user.id:
+                        earlier.official = False
+                pull.reviews.append(review)
+                if user.id not in pull.reviewers:
+                    pull.reviewers.append(user.id)
+                made.append(review)
             action = "review_request_removed" if remove else "review_requested"
             self._fire_review(actor, repo, issue, event_type="pull_request_review_request", action=action, reviewer=user)
         return made
+
+    async def dismiss_review(self, actor: Actor, repo: Repo, issue: Issue, review: Review, message: str) -> None:
+        """Fires nothing."""
+        if review.state not in {"APPROVED", "REQUEST_CHANGES"}:
+            raise RefusedError(403, "not need to dismiss this review because it's type is not Approve or change request")
+        review.dismissed, review.official, review.updated = True, False, self.state.now()
+        self.state.add_entry(repo, issue, "dismiss_review", user=actor.user, body=message)
 
     def _fire_review(
         self, actor: Actor, repo: Repo, issue: Issue, *, event_type: str, action: str, reviewer: User | None, review: Json | None = None
@@ -734,6 +753,8 @@ class Acts:
         now = self.state.now()
         review = Review(self.state.next_id("review"), actor.user.id, state, body, pull.head_sha, now, now)
         review.official = state in {"APPROVED", "REQUEST_CHANGES"} and self.state.may(repo, actor.user, "write")
+        if state != "PENDING":
+            pull.reviews = [known for known in pull.reviews if known.state != "REQUEST_REVIEW" or known.user_id != actor.user.id]
         if review.official:
             for earlier in pull.reviews:
                 if earlier.user_id == actor.user.id and earlier.official:

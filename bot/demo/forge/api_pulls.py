@@ -160,6 +160,13 @@ async def review_comments(call: Call) -> Reply:
     return Reply([call.shapes.review_comment(call.repo, issue, e) for e in review.comments])
 
 
+async def dismiss_review(call: Call) -> Reply:
+    call.need("admin")
+    issue, review = _review(call)
+    await call.acts.dismiss_review(call.actor, call.repo, issue, review, call.text("message"))
+    return Reply(call.shapes.review(call.repo, issue, review))
+
+
 async def resolve_comment(call: Call) -> Reply:
     call.need("write")
     found = call.state.find_entry(call.repo, call.number("id"))
@@ -197,6 +204,7 @@ ROUTES = (
     Route("POST", f"{_PULL}/reviews", create_review),
     Route("GET", f"{_PULL}/reviews/{{id}}", get_review),
     Route("GET", f"{_PULL}/reviews/{{id}}/comments", review_comments),
+    Route("POST", f"{_PULL}/reviews/{{id}}/dismissals", dismiss_review),
     Route("POST", f"{_PULL}/requested_reviewers", request_reviewers),
     Route("DELETE", f"{_PULL}/requested_reviewers", request_reviewers),
     Route("GET", f"{_PULLS}/{{base}}/{{head}}", get_pull_by_branches),

@@ -352,7 +352,7 @@ class Shapes:
         empty: list[Json] | None = None if old or listed else []
         assignees, reviewers = self.users(issue.assignees), self.users(pull.reviewers)
         head_repo = state.repos.get(pull.head_repo_id)
-        reviews = sum(1 for r in pull.reviews if r.state != "PENDING")
+        reviews = sum(1 for r in pull.reviews if r.state not in {"PENDING", "REQUEST_REVIEW"})
         out: Json = {
             "id": pull.id,
             "url": page,
@@ -411,13 +411,13 @@ class Shapes:
             "state": review.state,
             "body": review.body,
             "commit_id": review.commit,
-            "stale": pull is not None and review.commit != pull.head_sha,
+            "stale": pull is not None and bool(review.commit) and review.commit != pull.head_sha,
             "official": review.official,
             "dismissed": review.dismissed,
             "comments_count": len(review.comments),
             "submitted_at": stamp(review.created),
             "updated_at": stamp(review.updated),
-            "html_url": f"{page}#issuecomment-{review.entry_id}",
+            "html_url": f"{page}#issuecomment-{review.entry_id}" if review.entry_id else "",
             "pull_request_url": page,
         }
 

@@ -21,7 +21,7 @@ from bot.demo.forge.state import Entry, Hook, HookLevel, Issue, Label, Level, Pe
 
 ROUTES: Final = (*api_misc.ROUTES, *api_issues.ROUTES, *api_pulls.ROUTES, *api_repos.ROUTES)
 BODY_CAP: Final = 64 * 1024 * 1024
-ALL_EVENTS: Final = ("issues", "pull_request", "push", "repository", "status", "workflow_run")
+ALL_EVENTS: Final = ("issues", "pull_request", "push", "delete", "repository", "status", "workflow_run")
 
 
 class ForgeServer:

@@ -166,7 +166,8 @@ class Pages:
         viewer = self._gate.viewer(request)
         snapshot, health, board = await self._board.get("")
         everything = [*board.running, *(view for _, view in board.queued), *board.recent]
-        visible = await self._gate.open_to(viewer, [*(view.repo_id for view in everything), *(pause.repo_id for pause in board.pauses)])
+        held = [*(pause.repo_id for pause in board.pauses), *(plan.repo_id for plan, _ in board.plans)]
+        visible = await self._gate.open_to(viewer, [*(view.repo_id for view in everything), *held])
         running = [view for view in board.running if view.repo_id in visible]
         queued = [(place, view) for place, view in board.queued if view.repo_id in visible]
         recent = [view for view in board.recent if view.repo_id in visible]
@@ -182,6 +183,7 @@ class Pages:
             queued=queued,
             recent=recent,
             pauses=[pause for pause in board.pauses if pause.repo_id in visible],
+            plans=[(plan, title) for plan, title in board.plans if plan.repo_id in visible],
             hidden_running=board.in_flight - len(running),
             hidden_queued=board.waiting - len(queued),
             hidden_recent=len(board.recent) - len(recent),
@@ -335,10 +337,13 @@ def _sprint_data(conn: Connection, view: SprintView, start: int | None, *, sibli
     }
 
 
+_OF_THE_MACHINE = frozenset({Fault.SANDBOX_UNPROVEN, Fault.PROBE_FAILING, Fault.MODEL_DRIFT, Fault.TOKEN_EXPIRED, Fault.GITEA_ERRORS})
+
+
 def _reasons(health: Health, viewer: Viewer) -> list[tuple[str, str]]:
     """The verdict's reasons; what a stranger could learn of the machine from them is left to who holds the token."""
     return [
-        (reason.code, "the operator has been told" if reason.code == Fault.SANDBOX_UNPROVEN and not viewer.trusted else reason.detail)
+        (reason.code, "the operator has been told" if reason.code in _OF_THE_MACHINE and not viewer.trusted else reason.detail)
         for reason in health.reasons
     ]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bot import replies
-from bot.models import RUNNING, Decision, OutcomeKind, Position, SprintState, SprintView, WaitingReason
+from bot.models import RUNNING, Decision, OutcomeKind, PlanState, Position, SprintState, SprintView, WaitingReason
 from bot.store.pages import Call, Step, Transcript
 from bot.workspace.secrets_scan import scan_text
 
@@ -27,6 +27,7 @@ _ENDS: dict[str, str] = {
     OutcomeKind.PULL_REQUEST: "a pull request stands",
     OutcomeKind.UPDATED: "its pull request is updated",
     OutcomeKind.NO_CHANGE: "nothing had to be changed",
+    OutcomeKind.PLANNED: "a plan was made",
     OutcomeKind.BUDGET: "stopped at a limit",
 }
 _KEY_BEGINS, _KEY_ENDS = "PRIVATE KEY", "-----END "
@@ -93,11 +94,13 @@ def state_word(view: SprintView) -> str:
         return "stopping" if view.stop else view.state.value
     match view.outcome:
         case OutcomeKind.PULL_REQUEST | OutcomeKind.UPDATED:
-            return view.pr_state if view.pr_state in ("merged", "closed") else "done"
+            return view.pr_state if view.pr_state in ("merged", "closed", "reverted") else "done"
         case OutcomeKind.NO_CHANGE:
             return "no change"
         case OutcomeKind.BUDGET:
             return "limit"
+        case OutcomeKind.PLANNED:
+            return "plan waits" if view.reason == PlanState.WAITING else "planned"
         case None:
             return "failed"
         case _:
@@ -282,6 +285,8 @@ def decision_in_words(decision: Decision) -> str:
         case "settle":
             ended = _ENDS.get(decision.result, decision.result.replace("_", " "))
             return f"It ended: {ended}" + (f" ({reason})" if reason and reason != decision.result else "") + "."
+        case kind if kind.startswith("watchdog "):
+            return f"{decision.actor or 'The watchdog'} acted on it ({decision.result}): {reason}."
         case _:
             said = _ANSWERS.get(decision.result, decision.result)
             told = reason if decision.result == "ok" and reason else f"{said} ({reason})" if reason else said
