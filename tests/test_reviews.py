@@ -52,9 +52,7 @@ async def test_a_review_is_worked_off_on_the_same_branch(base: Path, where: str)
         await until(lambda: refused(world, number))
         await looked(world)
         await answered(world, number, "/dispatch status")
-        assert "done: pull request" in (await world.by_bot(number))[-1]
-        await answered(world, number, "/dispatch explain")
-        assert "taken" not in (await world.by_bot(number))[-1]
+        await until(lambda: told(world, number, f"done: pull request #{number}"))
         await looked(world)
         assert len(await said(world, number, "Not started:")) == 1
         assert await sprint_count(world, issue) == 2
@@ -70,6 +68,11 @@ async def asked_again(world: World, number: int) -> bool:
     timeline = await world.alice.forge.timeline(world.stage.repo, number)
     requests = [item for item in timeline if item["type"] == "review_request"]
     return len(requests) == 1 and any(item["state"] == "REQUEST_REVIEW" for item in reviews)
+
+
+async def told(world: World, number: int, words: str) -> bool:
+    """The reaction comes before the comment."""
+    return any(words in body for body in await world.by_bot(number))
 
 
 async def refused(world: World, number: int) -> bool:
