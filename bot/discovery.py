@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from types import ModuleType
 from typing import TypeVar
 
@@ -27,10 +28,16 @@ def discover(package: ModuleType, kind: type[T]) -> Iterator[tuple[str, T]]:
         name = f"{package.__name__}.{info.name}"
         found[info.name] = _plugin(importlib.import_module(name), name, kind)
     prefix = package.__name__ + "."
-    for entry in entry_points(group=GROUP):
+    for entry in _installed():
         if entry.name.startswith(prefix):
             found[entry.name.removeprefix(prefix)] = _check(entry.load(), entry.value, kind)
     yield from sorted(found.items())
+
+
+@cache
+def _installed() -> EntryPoints:
+    """What other distributions bring; to ask reads the metadata of every one."""
+    return entry_points(group=GROUP)
 
 
 def _plugin(module: ModuleType, name: str, kind: type[T]) -> T:

@@ -727,7 +727,8 @@ class _StoreCollector(Collector):
             "fleet_last_progress_timestamp_seconds": _moment(snapshot.moved_ms),
             "sprint_last_success_timestamp_seconds": _moment(snapshot.last_success_ms),
             "llm_provider_available": {
-                (name,): float(available and name not in snapshot.paused_providers) for name, available in sorted(snapshot.providers.items())
+                (name,): float(available and name not in snapshot.paused_providers)
+                for name, available in sorted(snapshot.providers.items())
             },
             "workers": {(state,): sum(worker.state is state for worker in snapshot.workers) for state in WorkerState},
             "worker_last_heartbeat_timestamp_seconds": {
@@ -762,9 +763,7 @@ def _gauges(collected: Collected, name: str, labels: tuple[Label, ...]) -> dict[
     folded: dict[tuple[str, ...], float] = {}
     for given, value in collected.gauges.get(name, {}).items():
         if len(given) == len(labels):
-            key = tuple(
-                OTHER if label.values and text not in label.values else text for label, text in zip(labels, given, strict=True)
-            )
+            key = tuple(OTHER if label.values and text not in label.values else text for label, text in zip(labels, given, strict=True))
             folded[key] = folded.get(key, 0.0) + value
     return folded
 

@@ -158,7 +158,8 @@ def _follow_up(taken: Mapping[str, Any], delimiter: str) -> str:
         pull=int(taken["pull"]),
         branch=str(taken["branch"]),
         reviews=[
-            {"author": _author(str(review["author"])), "text": fit(review["text"]), "asks": bool(review["asks"])} for review in taken["reviews"]
+            {"author": _author(str(review["author"])), "text": fit(review["text"]), "asks": bool(review["asks"])}
+            for review in taken["reviews"]
         ],
         remarks=remarks[::-1],
         omitted=int(taken["omitted"]) + len(taken["remarks"]) - len(remarks),

@@ -293,7 +293,13 @@ def source_in_words(source: Source) -> str:
 
 def status_comment(view: SprintView, *, position: Position | None, now_ms: int, links: Links) -> str:
     """The one comment that follows a sprint; the caller adds the marker `sprint:ID`."""
-    blocks = [*_headline(view, position, now_ms, links), *_warnings(view), _config_faults(view), _figures(view, now_ms), _origin(view, links)]
+    blocks = [
+        *_headline(view, position, now_ms, links),
+        *_warnings(view),
+        _config_faults(view),
+        _figures(view, now_ms),
+        _origin(view, links),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -358,7 +364,9 @@ def _settled(view: SprintView, links: Links) -> list[str]:
             head = f"✅ **Done: {pull} {verb}**, {plural(view.files, 'file')} changed.{_fate(view)}"
             following = "Merging it closes this issue. For another try: `/dispatch retry`."
             if view.follows_pull:
-                following = "Merging it closes this issue. For more on the same branch, comment on it: `/dispatch run` with your words after it."
+                following = (
+                    "Merging it closes this issue. For more on the same branch, comment on it: `/dispatch run` with your words after it."
+                )
             if view.pr_state in ("merged", "closed", "reverted"):
                 following = ""
             if detail and view.reason != OVERTAKEN:
@@ -403,7 +411,11 @@ def _settled(view: SprintView, links: Links) -> list[str]:
             because = stopped_because(view.reason)
             # That it was cancelled, and by whom, stands in the headline already.
             detail = "" if view.detail.startswith("cancelled") else detail
-            again = "Reopen the issue and ask again with `/dispatch retry`." if view.reason == "closed" else "To start again: `/dispatch retry`."
+            again = (
+                "Reopen the issue and ask again with `/dispatch retry`."
+                if view.reason == "closed"
+                else "To start again: `/dispatch retry`."
+            )
             return [f"🛑 **Cancelled{by}{because}.** Nothing was published.", detail, again]
         case OutcomeKind.FAILED | None:
             what, following = failure_in_words(view.reason)
@@ -499,7 +511,9 @@ def _config_faults(view: SprintView) -> str:
     if not view.config_faults:
         return ""
     listed = _list([escape(fault, 400) for fault in view.config_faults])
-    return f"⚠️ `.dispatch.yml` on the default branch has faults. What is at fault is left out, and the operator's settings stand:\n\n{listed}"
+    return (
+        f"⚠️ `.dispatch.yml` on the default branch has faults. What is at fault is left out, and the operator's settings stand:\n\n{listed}"
+    )
 
 
 def _figures(view: SprintView, now_ms: int) -> str:
@@ -1159,7 +1173,9 @@ def watchdog(rows: Sequence[Json], now_ms: int) -> str:
 def watchdog_wished(names: Sequence[str]) -> str:
     """Probes were asked to act."""
     listed = ", ".join(code(name, 40) for name in names) or "nothing"
-    return f"The watchdog looks now and does what helps: {listed}. `/dispatch watchdog` shows in a moment what came of it; a pause holds it."
+    return (
+        f"The watchdog looks now and does what helps: {listed}. `/dispatch watchdog` shows in a moment what came of it; a pause holds it."
+    )
 
 
 @says
@@ -1237,7 +1253,9 @@ def commands_off(ways: Sequence[str]) -> str:
     """The setting `triggers` leaves comments out."""
     how = {"label": "put the trigger label on", "assignment": "assign the issue to me", "mention": "mention me in the issue's text"}
     known = [how[way] for way in ways if way in how]
-    return f"Not started: a comment starts nothing in this repository. {'To start: ' + ', or '.join(known) if known else 'Nothing else does'}."
+    return (
+        f"Not started: a comment starts nothing in this repository. {'To start: ' + ', or '.join(known) if known else 'Nothing else does'}."
+    )
 
 
 @says

@@ -355,12 +355,16 @@ class CollectorSettings(Model):
         default=10.0, gt=0, description="Time each source has to answer; one that has not is recorded as unknown (seconds)."
     )
     folder: Path | None = Field(
-        default=None, description="Folder (mode 0700) of the files, never inside a git repository; left out: `telemetry` in the state folder."
+        default=None,
+        description="Folder (mode 0700) of the files, never inside a git repository; left out: `telemetry` in the state folder.",
     )
     rotate_bytes: int = Field(default=16_777_216, ge=65_536, description="Size at which a file is set aside and a new one begun (bytes).")
     keep_files: int = Field(default=10, ge=1, description="Files set aside that are kept, of each kind.")
     repositories_a_sample: int = Field(
-        default=4, ge=1, le=100, description="Most repositories that the forge is asked about in one sample; the others have their turn next."
+        default=4,
+        ge=1,
+        le=100,
+        description="Most repositories that the forge is asked about in one sample; the others have their turn next.",
     )
 
 
@@ -446,12 +450,16 @@ class WatchdogSettings(Model):
         default=None, description="Hermes' folder; left out: that of the provider with `from_hermes`, else $HERMES_HOME, else ~/.hermes."
     )
     stuck_minutes: float = Field(
-        default=30.0, gt=0, description="Time without a step after which a sprint counts as stuck (minutes); checks get their own time on top."
+        default=30.0,
+        gt=0,
+        description="Time without a step after which a sprint counts as stuck (minutes); checks get their own time on top.",
     )
     webhook_silent_minutes: float = Field(
         default=90.0, gt=0, description="Time without a delivery after which Gitea is asked for a test delivery (minutes)."
     )
-    disk_warn_bytes: int = Field(default=5 * 1024**3, ge=0, description="Free space of the state folder below which the disk is a warning (bytes).")
+    disk_warn_bytes: int = Field(
+        default=5 * 1024**3, ge=0, description="Free space of the state folder below which the disk is a warning (bytes)."
+    )
     disk_failing_bytes: int = Field(default=1024**3, ge=0, description="The same for failing (bytes).")
     prometheus_url: OptionalUrl = Field(
         default="", description="Address of Prometheus, such as http://127.0.0.1:9090; empty: it is not looked at."
@@ -470,10 +478,13 @@ class FollowUpSettings(Model):
         default=2, ge=1, le=10, description="Follow-ups by red checks of one issue in a row, before a person has to ask again."
     )
     settle_seconds: float = Field(
-        default=20.0, ge=0, description="Time from the first red check to the look at all of them (seconds); while one is pending it begins anew."
+        default=20.0,
+        ge=0,
+        description="Time from the first red check to the look at all of them (seconds); while one is pending it begins anew.",
     )
     no_fix_label: str = Field(
-        default="dispatch/no-fix", description="Label of an issue or a pull request whose red checks are left to people; it must not be exclusive."
+        default="dispatch/no-fix",
+        description="Label of an issue or a pull request whose red checks are left to people; it must not be exclusive.",
     )
 
 
@@ -497,7 +508,9 @@ class RepositorySettings(Model):
     )
     protected_paths: tuple[str, ...] = Field(default=(), description="Paths the agent may not change here, beside the built-in ones.")
     provider: str = Field(default="", description="Name of the provider to begin with here; empty: the first of the list.")
-    fix_checks: bool | None = Field(default=None, description="Whether a red check starts a follow-up here; left out: as `follow_ups.checks`.")
+    fix_checks: bool | None = Field(
+        default=None, description="Whether a red check starts a follow-up here; left out: as `follow_ups.checks`."
+    )
     triggers: tuple[Trigger, ...] | None = Field(
         default=None, description="What starts a sprint here, where that differs from the top-level `triggers`."
     )
@@ -664,9 +677,7 @@ class Settings(Model):
     engine: str = Field(default="loop", min_length=1, description="Agent engine; `loop` is the built-in one.")
     sandbox: SandboxSettings = Field(default=SandboxSettings(), description="The wall round everything the model runs.")
     reconcile: ReconcileSettings = Field(default=ReconcileSettings(), description="How missed deliveries are found.")
-    follow_ups: FollowUpSettings = Field(
-        default=FollowUpSettings(), description="How the bot goes on with its own open pull requests."
-    )
+    follow_ups: FollowUpSettings = Field(default=FollowUpSettings(), description="How the bot goes on with its own open pull requests.")
     launcher: LauncherSettings = Field(
         default=LauncherSettings(), description="The backlog: which open issue is taken next while nobody asks."
     )

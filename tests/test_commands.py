@@ -69,7 +69,11 @@ PROBES = (
         ProbeVerdict.FAILING,
         NOW - 9000,
         NOW,
-        targets=(ProbeTarget("default", ProbeVerdict.FAILING, "runs a/b and should run a/c", NOW, acts=1, acted_ms=NOW - 60_000, act_result="error"),),
+        targets=(
+            ProbeTarget(
+                "default", ProbeVerdict.FAILING, "runs a/b and should run a/c", NOW, acts=1, acted_ms=NOW - 60_000, act_result="error"
+            ),
+        ),
     ),
     ProbeState(
         "stuck",
@@ -464,7 +468,11 @@ def test_retry_goes_on_with_a_draft_unless_it_shall_be_fresh() -> None:
     line = Line(ended)
     assert say("/dispatch retry only the parser", line, facts=draft).sprint_id == "new"
     assert (line.options["pull"], line.views[-1].instructions) == ("12", "only the parser")
-    for text in ("/dispatch retry fresh only the parser", "/dispatch retry force fresh only the parser", "/dispatch retry fresh force only the parser"):
+    for text in (
+        "/dispatch retry fresh only the parser",
+        "/dispatch retry force fresh only the parser",
+        "/dispatch retry fresh force only the parser",
+    ):
         line = Line(ended)
         assert say(text, line, facts=draft).sprint_id == "new"
         assert "pull" not in line.options

@@ -401,7 +401,11 @@ def test_the_store_is_read_at_every_scrape():
     assert {verdict: read(metrics, "health", verdict=verdict) for verdict in HealthVerdict} == {
         v: float(v == "degraded") for v in HealthVerdict
     }
-    assert {fault for fault in Fault if read(metrics, "health_reason", reason=fault)} == {Fault.WORKER_LOST, Fault.PROVIDER_DOWN, Fault.MODEL_DRIFT}
+    assert {fault for fault in Fault if read(metrics, "health_reason", reason=fault)} == {
+        Fault.WORKER_LOST,
+        Fault.PROVIDER_DOWN,
+        Fault.MODEL_DRIFT,
+    }
 
 
 def test_before_the_first_progress_the_oldest_debt_stands_for_it():

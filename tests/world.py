@@ -151,7 +151,12 @@ class World:
         return self.service.store
 
     def settings(self, **more: Any):
-        base: dict[str, Any] = {"timing": FAST, "sandbox": {"kind": "none"}, "reconcile": {"every_seconds": 3600}, "collector": {"enabled": False}}
+        base: dict[str, Any] = {
+            "timing": FAST,
+            "sandbox": {"kind": "none"},
+            "reconcile": {"every_seconds": 3600},
+            "collector": {"enabled": False},
+        }
         for key, value in {**self.changes, **more}.items():
             base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
         return self.stage.settings(self.state_dir, webhook_port=self.port, model_url=self.model.url, **base)

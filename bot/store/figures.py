@@ -144,7 +144,9 @@ def _groups(rows: Iterable[tuple[Any, str]], merged: Mapping[str, int]) -> tuple
     return tuple(sorted(made, key=lambda group: (-group.sprints, group.name)))
 
 
-def _pulls(conn: Connection, since_ms: int, until_ms: int, repo_id: int | None) -> tuple[int, int, int, int, list[int], list[tuple[str, str]]]:
+def _pulls(
+    conn: Connection, since_ms: int, until_ms: int, repo_id: int | None
+) -> tuple[int, int, int, int, list[int], list[tuple[str, str]]]:
     """(opened, merged, closed, reverted, trigger to pull request in ms of those opened, (repository, model) of the sprint behind each one merged)."""
     here = [] if repo_id is None else [c.repo_id == repo_id]
     order = sa.func.row_number().over(partition_by=(c.repo_id, c.pr), order_by=(c.settled_ms, c.id)).label("nth")
