@@ -362,7 +362,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the bot answers, as data: `name` is a function of `bot/replies.py`, `data` its keyword arguments (JSON values).
+    """What the bot answers, as data: `name` is a function of `bot/replies/`, `data` its keyword arguments (JSON values).
 
     It is rendered at send time. An empty name means a reaction and no comment.
     """

@@ -154,7 +154,12 @@ async def test_the_status_comment_leads_to_the_transcript_and_the_fleet_to_the_p
     assert status == 200
     for told in ("slug keeps capitals", f"alice/slug#{issue}", "by alice", "dispatch/issue-1", "scripted-1", "6 of 60", "keep it POSIX"):
         assert told in page, told
-    for told in ("alice asked to run: queued.", "It ended: a pull request stands (slug now folds case", "I look at the repository first.", "sh test.sh"):
+    for told in (
+        "alice asked to run: queued.",
+        "It ended: a pull request stands (slug now folds case",
+        "I look at the repository first.",
+        "sh test.sh",
+    ):
         assert told in page, told
     assert "<b>edit_file</b> <code>lib/slug.sh</code>" in page
     assert "slug now folds case and punctuation" in page

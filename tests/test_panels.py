@@ -172,7 +172,9 @@ BREAKS = [
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_every_panel_says_something(base: Path, tmp_path: Path):
-    async with make_world(base, kind=Fleet, timing={"stall_after_seconds": 300}, watchdog={"every_seconds": {"disk": 1, "clock": 1}}) as world:
+    async with make_world(
+        base, kind=Fleet, timing={"stall_after_seconds": 300}, watchdog={"every_seconds": {"disk": 1, "clock": 1}}
+    ) as world:
         target = f"127.0.0.1:{world.service.metrics_port}"
         async with monitoring(tmp_path, target, generated=[]) as watched:
             await live(world)

@@ -1484,7 +1484,7 @@ def test_the_terminal_gets_plain_words() -> None:
 
 def test_every_reply_has_its_snapshot_and_documents_its_cause() -> None:
     assert {name for name, _, _ in REPLIES} == set(replies.reply_names())
-    assert all(inspect.getdoc(getattr(replies, name)) for name in replies.reply_names())
+    assert all(inspect.getdoc(replies._text._SAID[name]) for name in replies.reply_names())
 
 
 def test_a_reaction_alone_has_no_text_and_an_unknown_name_has_a_general_one() -> None:
@@ -1493,7 +1493,7 @@ def test_a_reaction_alone_has_no_text_and_an_unknown_name_has_a_general_one() ->
 
 
 def _said() -> list[str]:
-    said = [replies._SAID[name](**data) for name, data, _ in REPLIES]
+    said = [replies._text._SAID[name](**data) for name, data, _ in REPLIES]
     said += [status(**changes) for changes, _ in STATUS]
     said += [status(state=SprintState.SETTLED, outcome=OutcomeKind.FAILED, reason=reason) for reason in (*FailureReason, "", "new")]
     said += [status(waiting=waiting) for waiting in WaitingReason]
