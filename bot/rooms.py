@@ -51,24 +51,26 @@ from bot.gitea.routing import Router
 from bot.leader import Leader
 from bot.lease import Lease, node_name
 from bot.metrics import Metrics, Vocabulary
-from bot.models import EventKind, PauseScope, RepoId, SprintEvent, SprintId
+from bot.models import EventKind, RepoId, SprintEvent, SprintId
 from bot.projector import Projector
 from bot.providers.chain import ProviderChain
 from bot.providers.entries import Resolver, hermes_home
-from bot.providers.health import EntryHealth, EntryState, held_key
 from bot.providers.nous import nous_login
 from bot.reader import ROUTES as READER_ROUTES
 from bot.reader import IssueReader, read_route
 from bot.redaction import Redactor, Secret
 from bot.repositories import Repositories
-from bot.sandbox import Bind, CommandResult, Sandbox, SandboxUnavailable, WorkspaceFiles
+from bot.sandbox import Sandbox, SandboxUnavailable, WorkspaceFiles
 from bot.sandbox import build as build_sandbox
+from bot.sandbox.absent import NoSandbox
 from bot.settings import split_listen
 from bot.snapshot import Sampled
 from bot.sprint import Kit, SprintStages
-from bot.store import Store, breakers, cursors, outages, pauses, providers, samples, waits
+from bot.store import Store, cursors, samples, waits
+from bot.stored_health import StoredHealth
 from bot.web.app import listen
 from bot.workspace import Workspaces
+from bot.workspace.bound import BoundSandbox
 
 log = structlog.get_logger()
 
@@ -85,101 +87,6 @@ PICKED_UP_MS = 15_000
 def now_ms() -> int:
     """Unix milliseconds by this machine's clock."""
     return time.time_ns() // 1_000_000
-
-
-class NoSandbox:
-    """Stands where no sandbox can be made: every sprint is refused with the remedy."""
-
-    level = "unavailable"
-    owner = None
-
-    def __init__(self, error: SandboxUnavailable) -> None:
-        self.error = error
-
-    async def run(
-        self,
-        command: str,  # noqa: ARG002 - the signature of every sandbox
-        *,
-        workspace: Path,  # noqa: ARG002
-        timeout: float | None = None,  # noqa: ARG002
-        binds: Sequence[Bind] = (),  # noqa: ARG002
-        stdin: bytes | None = None,  # noqa: ARG002
-        watch: bool = True,  # noqa: ARG002
-    ) -> CommandResult:
-        """Refuses."""
-        raise self.error
-
-    def expect(self, workspace: Path, *, binds: Sequence[Bind] = ()) -> None:
-        """Refuses when it comes."""
-
-    def dismiss(self, workspace: Path) -> None:
-        """Nothing was started."""
-
-    async def close(self) -> None:
-        """Nothing runs."""
-
-
-class BoundSandbox:
-    """The sandbox as an engine's tools see it: each command also sees the bare repository its clone borrows objects from."""
-
-    def __init__(self, sandbox: Sandbox, workspaces: Workspaces) -> None:
-        self._sandbox = sandbox
-        self._workspaces = workspaces
-
-    async def run(self, command: str, *, workspace: Path, timeout: float | None = None) -> CommandResult:
-        """See Sandbox."""
-        return await self._sandbox.run(command, workspace=workspace, timeout=timeout, binds=self._binds(workspace))
-
-    def expect(self, workspace: Path) -> None:
-        """See Sandbox."""
-        self._sandbox.expect(workspace, binds=self._binds(workspace))
-
-    def dismiss(self, workspace: Path) -> None:
-        """See Sandbox."""
-        self._sandbox.dismiss(workspace)
-
-    def _binds(self, workspace: Path) -> Sequence[Bind]:
-        return self._workspaces.binds(workspace.parent.name)
-
-
-class StoredHealth:
-    """Provider health in the store, shared by all workers."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def load(self) -> dict[str, EntryHealth]:
-        """Every entry known."""
-        return await self._store.read(self._load)
-
-    def _load(self, conn: Connection) -> dict[str, EntryHealth]:
-        found = {key: EntryHealth.from_json(value) for key, value in providers.load(conn).items()}
-        for breaker in breakers.opened(conn):
-            if breaker.scope is PauseScope.PROVIDER:
-                found[held_key(breaker.provider)] = EntryHealth(EntryState.COOLING, breaker.due_ms, "its breaker is open")
-        for name, pause in pauses.paused_providers(conn, now_ms()).items():
-            found[held_key(name)] = EntryHealth(EntryState.PAUSED, pause.until_ms or 0, f"paused by {pause.by}")
-        return found
-
-    async def save(self, key: str, health: EntryHealth) -> None:
-        """One entry, and the history of its outages."""
-
-        def write(conn: Connection) -> None:
-            providers.save(conn, key, health.to_json())
-            if health.state is EntryState.HEALTHY:
-                outages.ended(conn, key, now_ms())
-            else:
-                outages.began(conn, key, reason=health.reason, until_ms=health.until_ms or None, now_ms=now_ms())
-
-        await self._store.write(write)
-
-    async def try_lease(self, key: str, seconds: float) -> bool:
-        """True for one caller until the time is over."""
-        return await self._store.write(lambda conn: providers.try_lease(conn, key, seconds=seconds, now_ms=now_ms()))
-
-    async def release(self, key: str) -> None:
-        """Gives the lease back."""
-        await self._store.write(lambda conn: providers.release(conn, key))
 
 
 class Rooms:
@@ -546,7 +453,7 @@ class Rooms:
             user_email=str(me["email"]) or f"{me['login']}@noreply.invalid",
             protected=settings.protected_paths,
         )
-        health = StoredHealth(store)
+        health = StoredHealth(store, now_ms)
         self.logins = self._logins(health)
         self.chain = ProviderChain(
             self._resolver,

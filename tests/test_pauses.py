@@ -20,9 +20,9 @@ from bot.providers.entries import Entry
 from bot.providers.health import EntryHealth, EntryState
 from bot.providers.openai_client import Reply as Answer
 from bot.redaction import Secret
-from bot.rooms import StoredHealth
 from bot.settings import PauseHoursSettings
 from bot.store import Store, breakers, fleet, outages, pauses, skips, sprints, steps
+from bot.stored_health import StoredHealth
 
 FLEET = Pause(PauseScope.FLEET, 0, "", "root", 1000, 5000, "moving\0 house")
 REPO = Pause(PauseScope.REPO, 7, "alice/slug", "alice", 1000)
@@ -255,7 +255,7 @@ async def test_the_chain_passes_over_what_is_held(store: Store) -> None:
         async def aclose(self) -> None:
             pass
 
-    client, health = Client(), StoredHealth(store)
+    client, health = Client(), StoredHealth(store, now_ms)
     entries = [Entry(name, "m", "http://127.0.0.1:1/v1", Secret("no-key-required")) for name in ("nous", "other")]
     chain = ProviderChain(lambda: entries, health=health, now_ms=now_ms, sleep=asyncio.sleep, random=lambda: 0.0, client=client)
 

@@ -103,11 +103,11 @@ async def _reach(loaded: Loaded, rooms: House) -> AsyncIterator[Reach]:
     from bot.providers.chain import ProviderChain
     from bot.providers.entries import Resolver
     from bot.providers.nous import nous_login
-    from bot.rooms import StoredHealth
+    from bot.stored_health import StoredHealth
 
     settings, environ, home = loaded.settings, os.environ, Path(os.environ.get("HOME") or Path.home())
     resolver = Resolver(settings.providers, environ=environ, home=home, keys=loaded.secrets.provider_keys)
-    health, hermes = StoredHealth(rooms.store), hermes_root(settings, environ=environ, home=home)
+    health, hermes = StoredHealth(rooms.store, now_ms), hermes_root(settings, environ=environ, home=home)
     login = nous_login(hermes, environ, lease=health.try_lease, now_ms=now_ms)
     logins = {"nous": login} if any(provider.from_hermes for provider in settings.providers) else {}
     chain = ProviderChain(resolver, health=health, now_ms=now_ms, sleep=asyncio.sleep, random=random.random, logins=logins)
