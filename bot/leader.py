@@ -249,16 +249,7 @@ class Leader:
             ):
                 view = sprints.get(conn, sprint)
                 if view is not None:
-                    intents.decide(
-                        conn,
-                        repo_id=view.repo_id,
-                        issue=view.issue.number,
-                        kind="settle",
-                        result=kind,
-                        reason=outcome.detail,
-                        sprint_id=sprint,
-                        now_ms=now,
-                    )
+                    intents.decide_of(conn, view, kind="settle", result=kind, reason=outcome.detail, now_ms=now)
                 settled.append(sprint)
         return settled
 

@@ -116,7 +116,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What a module of this package exposes as `plugin`: `build(tools)` makes the engine from what the composition root offers (`bot/sprint.py`, `Toolbox`)."""
+    """What a module of this package exposes as `plugin`: `build(tools)` makes the engine from what the composition root offers (`bot/rooms.py`, `Toolbox`)."""
 
     build: Callable[[Any], Engine]
     summary: str

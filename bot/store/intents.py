@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from bot.models import Ask, Decision, SprintId
+from bot.models import Ask, Decision, SprintId, SprintView
 from bot.store._base import BIG, clean, insert, metadata
 
 table = sa.Table(
@@ -111,6 +111,14 @@ def decide(
         .returning(decisions.c.id)
     )
     return int(conn.execute(statement).scalar_one())
+
+
+def decide_of(conn: Connection, view: SprintView, *, kind: str, result: str, reason: str, now_ms: int, actor: str = "") -> int:
+    """The same, about one sprint."""
+    issue = view.issue.number
+    return decide(
+        conn, repo_id=view.repo_id, issue=issue, kind=kind, result=result, reason=reason, now_ms=now_ms, sprint_id=view.id, actor=actor
+    )
 
 
 def trail(conn: Connection, repo_id: int, issue: int, *, limit: int = 50) -> list[Decision]:

@@ -88,17 +88,7 @@ def _take_away(conn: Connection, view: SprintView, now_ms: int) -> str:
         spent, count = steps.spent(conn, view.id), steps.count(conn, view.id)
         sprints.settle(conn, view.id, view.admitted_n, me=None, outcome=outcome, spent=spent, steps=count, now_ms=now_ms)
         kind, result, reason = "settle", OutcomeKind.FAILED.value, STALLED
-    intents.decide(
-        conn,
-        repo_id=view.repo_id,
-        issue=view.issue.number,
-        kind=kind,
-        result=result,
-        reason=reason,
-        sprint_id=view.id,
-        now_ms=now_ms,
-        actor=WATCHDOG,
-    )
+    intents.decide_of(conn, view, kind=kind, result=result, reason=reason, now_ms=now_ms, actor=WATCHDOG)
     return "it was taken from a process that does not answer"
 
 

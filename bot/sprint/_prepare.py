@@ -1,0 +1,195 @@
+"""Prepare: facts only, so that any host can go on; who may, what the issue says, where to begin."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from bot import guard, replies
+from bot.gitea.errors import Forbidden, NotFound
+from bot.models import (
+    Actor,
+    EventKind,
+    FailureReason,
+    ObstacleKind,
+    OutcomeKind,
+    Permission,
+    Plan,
+    PlanState,
+    SprintEvent,
+    SprintState,
+    SprintView,
+    WaitingReason,
+    text_hash,
+)
+from bot.repo_config import narrow
+from bot.sprint._ends import Stopped, end_with, requeue
+from bot.sprint._stage import Stage
+from bot.store import follow_ups, plans, skips, sprints
+
+LAST_BRANCH = 9
+LEAST_FREE_BYTES = 512 * 1024 * 1024
+DISK_RETRY_MS = 60_000
+
+
+class Prepare(Stage):
+    """The first step."""
+
+    async def _prepare(self, view: SprintView, k: int) -> None:
+        kit = self.kit
+        self._check_stop(view)
+        repo, repository = self._repo(view)
+        first = not view.started_ms
+        values: dict[str, Any] = {"sandbox": kit.sandbox.level}
+        if first:
+            values["started_ms"] = kit.now_ms()
+        await self._advance(view, k, SprintState.PREPARING, [SprintState.ADMITTED], **values)
+        if first:
+            waited = (kit.now_ms() - view.queued_ms) / 1000
+            kit.observe(
+                SprintEvent(
+                    EventKind.STARTED,
+                    view.id,
+                    kit.now_ms(),
+                    {"source": view.source, "waited_seconds": waited, "agent": kit.settings.engine},
+                )
+            )
+        if kit.workspaces.disk_free() < LEAST_FREE_BYTES:
+            raise requeue(WaitingReason.REQUEUED, "the disk is nearly full", not_before_ms=kit.now_ms() + DISK_RETRY_MS)
+        refusal = kit.sandbox_refusal()
+        if refusal:
+            raise end_with(OutcomeKind.FAILED, refusal, FailureReason.SANDBOX)
+        _, record, issue, config = await asyncio.gather(
+            self._allowed(view, repo),
+            kit.repositories.record(view.repo_id),
+            self._issue(repo, view.issue.number),
+            kit.repositories.config(view.repo_id, fresh=True),
+        )
+        if list(view.config_faults) != config.told():
+            await self._update(view, k, show_in_ms=0, config_faults=config.told())
+        _, repository = narrow(kit.settings, repository, config)
+        if record.get("archived"):
+            raise end_with(OutcomeKind.REFUSED, "the repository is archived")
+        if record.get("empty"):
+            raise end_with(OutcomeKind.FAILED, "the repository is empty: push a first commit, then retry", FailureReason.CLONE)
+        if record.get("has_pull_requests") is False:
+            raise end_with(OutcomeKind.FAILED, "pull requests are switched off in this repository's settings", FailureReason.PR)
+        if issue.get("state") != "open":
+            raise end_with(OutcomeKind.CANCELLED, "the issue was closed")
+        digest = await self._frozen(view, repo, issue)
+        base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "main")
+        await self._no_other_work(view, repo, issue, first=first)
+        again: dict[str, Any] = {}
+        if view.follows_pull:
+            base, branch, base_sha, lease_sha, again = await self._begin_at_pull(view, repo)
+        else:
+            branch, base_sha, lease_sha = await self._begin_at(view, repo, base)
+        await self._update(
+            view,
+            k,
+            text_hash=digest,
+            title=str(issue.get("title") or "")[:255],
+            base_branch=base,
+            base_sha=base_sha,
+            branch=branch,
+            lease_sha=lease_sha,
+            engine=kit.settings.engine,
+            **again,
+        )
+        self._fetched.add((view.id, k))
+
+    async def _issue(self, repo: str, number: int) -> Mapping[str, Any]:
+        try:
+            return await self.kit.forge.issue(repo, number)
+        except NotFound:
+            raise end_with(OutcomeKind.CANCELLED, "the issue was deleted") from None
+
+    async def _frozen(self, view: SprintView, repo: str, issue: Mapping[str, Any]) -> str:
+        """The hash of the text that runs. Text changed since approval runs only if none but people with write could have changed it.
+
+        A plan was approved for one text: until the work begins, another one asks again, whoever wrote it.
+        """
+        digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
+        plan = await self._approved_plan(view)
+        if plan is not None and not view.steps and digest not in (plan.text_hash, plan.told_hash):
+            detail = "The issue was edited after its plan was approved, so nothing was started."
+            raise Stopped({"go": "settle", "kind": OutcomeKind.PLANNED, "reason": PlanState.WAITING, "detail": detail, "text_hash": digest})
+        if digest == view.text_hash:
+            return digest
+        author = issue.get("user") or {}
+        actor = Actor(int(author.get("id") or -1), str(author.get("login") or ""))
+        if actor.id == view.requester_id:
+            return digest
+        level = Permission.NONE
+        with contextlib.suppress(NotFound, Forbidden):
+            level = await self.kit.decider.permission_of(view.repo_id, repo, actor)
+        if level >= Permission.WRITE:
+            return digest
+        raise end_with(
+            OutcomeKind.REFUSED,
+            f"the issue's text was changed after it was approved, and its author {actor.login} has no write access. "
+            "Read it again and ask again",
+        )
+
+    async def _approved_plan(self, view: SprintView) -> Plan | None:
+        """The plan that this sprint carries out, where it does."""
+        return await self.kit.store.read(lambda conn: plans.get(conn, view.follows_plan)) if view.follows_plan else None
+
+    async def _no_other_work(self, view: SprintView, repo: str, issue: Mapping[str, Any], *, first: bool) -> None:
+        """What speaks against beginning, unless somebody asked with `force`; once begun, only the work of a person counts."""
+        kit = self.kit
+        options = (await kit.store.read(lambda conn: sprints.field(conn, view.id, "options"))).options
+        if guard.FORCE in options:
+            return
+        pulls, blockers = await kit.decider.other_work(view.repo_id, repo, view.issue.number)
+        skip = await kit.store.read(lambda conn: skips.get(conn, view.repo_id, view.issue.number))
+        found = guard.obstacles(
+            labels=[str(label.get("name") or "") for label in issue.get("labels") or ()],
+            # One of ours is what the sprint goes on with: it was weighed when somebody asked.
+            pulls=[pull for pull in pulls if not pull.own],
+            blockers=blockers,
+            skip=skip,
+            skip_labels=kit.settings.skip_labels,
+            source=view.source,
+        )
+        found = found if first else tuple(one for one in found if one.kind is ObstacleKind.PULL)
+        if found:
+            raise end_with(OutcomeKind.REFUSED, kit.scrub("; ".join(map(guard.in_words, found))), replies.OTHER_WORK)
+
+    async def _begin_at(self, view: SprintView, repo: str, base: str) -> tuple[str, str, str]:
+        """(branch, base sha, lease sha): our branch if every head on it was recorded by us, else the next name that is free of persons."""
+        kit = self.kit
+        stem = f"dispatch/issue-{view.issue.number}"
+        names = [stem, *(f"{stem}-{n}" for n in range(2, LAST_BRANCH + 1))]
+        heads = await kit.workspaces.fetch(view.id, repo, [base, *names])
+        if base not in heads:
+            raise end_with(OutcomeKind.FAILED, f"there is no branch `{base}` to begin at", FailureReason.CLONE)
+        ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))
+        if view.branch and view.head_sha and heads.get(view.branch, view.head_sha) == view.head_sha:
+            return view.branch, view.base_sha or heads[base], heads.get(view.branch, "")
+        for name in names:
+            if name not in heads or heads[name] in ours:
+                return name, heads[base], heads.get(name, "")
+        raise end_with(OutcomeKind.FAILED, f"every branch from {stem} to {names[-1]} has commits of other people", FailureReason.PUSH)
+
+    async def _begin_at_pull(self, view: SprintView, repo: str) -> tuple[str, str, str, str, dict[str, Any]]:
+        """(base, branch, begin, lease, more): the head of the pull request, a person's commits included; once begun it stays while that stands.
+
+        Where somebody pushed meanwhile, what was done is thrown away and begun again on top of it.
+        """
+        kit = self.kit
+        pull, _ = await self._own_pull(view, repo)
+        heads = await kit.workspaces.fetch(view.id, repo, [pull.base_branch, pull.head_branch])
+        tip = heads.get(pull.head_branch)
+        if tip is None or pull.base_branch not in heads:
+            raise end_with(OutcomeKind.CANCELLED, f"the branch of pull request #{pull.number} is gone: nothing was pushed")
+        begun = bool(view.base_sha)
+        kept = begun and tip in (view.base_sha, view.head_sha)
+        attempt = view.attempt + (1 if begun and not kept else 0)
+        if attempt > kit.settings.queue.max_attempts:
+            raise end_with(OutcomeKind.FAILED, "the branch was moved by somebody else each time", FailureReason.PUSH)
+        await kit.store.write(lambda conn: follow_ups.begin(conn, view.id, repo_id=view.repo_id, pull=pull.number, afresh=not kept))
+        again: dict[str, Any] = {} if attempt == view.attempt else {"attempt": attempt, "head_sha": ""}
+        return pull.base_branch, pull.head_branch, view.base_sha if kept else tip, tip, again
