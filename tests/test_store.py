@@ -28,7 +28,7 @@ from bot.models import (
     Usage,
     WaitingReason,
 )
-from bot.store import Store, StoreError, _sqlite, cursors, deliveries, intents, is_away, outbox, sprints, steps, workers
+from bot.store import Store, StoreError, _sqlite, cursors, deliveries, intents, is_away, outbox, pulls, sprints, steps, workers
 
 S = SprintState
 
@@ -484,3 +484,20 @@ def test_a_settled_sprint_frees_its_issue(store: Store):
     again = queue_sprint(store, 1)
     assert store.read_sync(lambda conn: sprints.active(conn, REPO, 1)).id == again
     assert store.read_sync(lambda conn: sprints.last(conn, REPO, 1)).id == sprint
+
+
+def test_within_a_second_the_fate_heard_last_counts_and_an_older_one_never(store: Store):
+    """The forge tells whole seconds, we look at moments between them: a pull request closed and opened again within one is open."""
+    sprint = queue_sprint(store, 1)
+
+    def heard(state: str, *, at_ms: int, now_ms: int) -> bool:
+        return store.write_sync(lambda conn: pulls.fate(conn, REPO, 2, state=state, at_ms=at_ms, now_ms=now_ms))
+
+    table = sprints.table
+    store.write_sync(lambda conn: conn.execute(table.update().where(table.c.id == sprint).values(pr=2, pr_state="open")))
+    assert heard("closed", at_ms=0, now_ms=5_350)
+    assert heard("open", at_ms=5_000, now_ms=5_600)
+    assert not heard("closed", at_ms=4_000, now_ms=5_700)
+    assert store.read_sync(lambda conn: sprints.pull_states(conn, REPO, 2)) == {"open"}
+    assert heard("merged", at_ms=6_000, now_ms=6_100)
+    assert not heard("open", at_ms=7_000, now_ms=7_100)

@@ -72,7 +72,8 @@ def fate(conn: Connection, repo_id: int, number: int, *, state: str, at_ms: int,
         conn.execute(merged.on_conflict_do_update(index_elements=["repo_id", "number"], set_={"sha": merged_sha}))
     known = {row.state: row.at_ms for row in _fates(conn, repo_id, number)}
     latest = max(((at, name) for name, at in known.items() if name in (OPEN, CLOSED)), default=(0, OPEN))
-    if MERGED in known or (state != MERGED and when < latest[0]):
+    # The forge tells whole seconds: within one, what is heard last counts.
+    if MERGED in known or (state != MERGED and when // 1000 < latest[0] // 1000):
         return False
     sprints.pull_fate(conn, repo_id, number, state=state, now_ms=now_ms)
     if state == latest[1]:
