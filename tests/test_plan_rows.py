@@ -105,7 +105,7 @@ def test_a_newer_plan_takes_the_place_of_the_one_that_waits(store: Store):
     store.write_sync(lambda conn: sprints.cancel(conn, "c", by="alice", now_ms=now_ms()))
     store.write_sync(lambda conn: enqueue(queue_of(conn, "d")))
     assert store.read_sync(lambda conn: plans.get(conn, "b")).state == PlanState.SUPERSEDED
-    assert store.read_sync(lambda conn: plans.count_waiting(conn)) == 0
+    assert store.read_sync(lambda conn: plans.waiting(conn, limit=9)) == []
 
 
 def test_time_ends_each_plan_once_but_not_one_that_is_being_revised(store: Store):

@@ -50,11 +50,11 @@ def _commands() -> dict[str, Command]:
 
 def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
     from bot import chatops, replies
+    from bot.cli._house import opened
     from bot.cli._load import load
     from bot.logs import configure
     from bot.models import UserError
     from bot.redaction import Redactor, terminal
-    from bot.store import Store
 
     plugin = _commands()[verb]
     ref, words = _address(words, of_issue=plugin.of_issue)
@@ -65,11 +65,7 @@ def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
     keys = loaded.secrets
     redactor = Redactor([keys.forge_token, *keys.webhook_secrets, *(key for key in keys.provider_keys if key is not None)])
     configure(redactor, level="WARNING")
-    store = Store(loaded.settings.database_url())
-    if store.path is not None and not store.path.exists():
-        raise UserError(f"there is no state in {loaded.settings.state_dir}: start the service once (`timmy-dispatch serve`)")
-    store.open()
-    try:
+    with opened(loaded) as store:
         ask = _ask(store, ref, verb, found)
         if plugin.wants:
             import asyncio
@@ -79,8 +75,6 @@ def _run(verb: str, config: Path, words: tuple[str, ...]) -> int:
             verdict = _at_best(store, loaded, ask)
         else:
             verdict = _on_store(store, loaded, ask)
-    finally:
-        store.close()
     if verdict.reply.name:
         click.echo(terminal(redactor.scrub(replies.on_terminal(verdict.reply))))
     elif verdict.reason:
@@ -162,39 +156,15 @@ def _at_best(store: Store, loaded: Loaded, ask: Ask) -> Verdict:
 
 async def _with_forge(store: Store, loaded: Loaded, ask: Ask) -> Verdict:
     """What needs the issue as it is now: run and retry."""
-    from bot.decide import AskAgain, Decider
-    from bot.failpoints import Failpoints
-    from bot.gitea.aiohttp import GiteaClient
-    from bot.gitea.forge import Forge
+    from bot.cli._house import house
+    from bot.decide import AskAgain
     from bot.models import UserError
-    from bot.repositories import Repositories
 
-    settings = loaded.settings
-    async with GiteaClient(settings.forge.url, loaded.secrets.forge_token, ca_file=settings.forge.ca_file) as client:
-        forge = Forge(client)
-        repositories = Repositories(store, forge, settings)
-        await repositories.load()
-        decider = Decider(
-            store,
-            forge,
-            settings=settings,
-            repositories=repositories,
-            commands=_commands(),
-            kick_queue=_nothing,
-            kick_projector=_nothing,
-            observe=lambda _event: None,
-            count=lambda _verb, _result: None,
-            failpoint=Failpoints(),
-            now_ms=lambda: time.time_ns() // 1_000_000,
-        )
+    async with house(loaded, store) as rooms:
         try:
-            verdict = await decider.decide(ask)
+            verdict = await rooms.decider.decide(ask)
         except AskAgain as error:
             raise UserError(f"the forge does not answer, nothing was started: {error}") from error
     if verdict is None:
         raise UserError(f"{ask.issue.full_name} is not in the configuration any more")
     return verdict
-
-
-def _nothing() -> None:
-    """The service sees new rows at its next tick."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bot.config import Settings
 from bot.doctor import Check, Patient, Probe, ok, warn
+from bot.fleet.sizes import size_of
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 STEP = 1024
@@ -41,22 +41,6 @@ def sizes(settings: Settings) -> Probe:
     if sum(found.values()) > free:
         return warn("sizes", f"{told}, and {human(free)} are free", "lower the days under `retention`, or make room")
     return ok("sizes", told)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes on disk below it; links are not followed, and what cannot be read is not counted."""
-    total, waiting = 0, [folder]
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    info = entry.stat(follow_symlinks=False)
-                    total += info.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-        except OSError:
-            continue
-    return total
 
 
 def human(size: float) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from bot.fleet import _drift, _proc
 from bot.fleet._facts import Facts
 from bot.fleet._sampling import Found, Shared, Take, in_thread
 from bot.fleet.lanes import Pane, TmuxMissing, topology
+from bot.fleet.sizes import size_of
 from bot.gitea.errors import ForgeError, is_transient
 from bot.providers.health import EntryHealth, EntryState, available
 from bot.settings import Settings
@@ -24,7 +23,7 @@ MOST = 64
 LOW_SHARE, LOW_BYTES = 0.05, 1 << 30
 SIZES_EVERY_MS = 600_000
 MOST_ENTRIES = 500_000
-ENTRIES_A_BREATH, BREATH_SECONDS = 200, 0.002
+BREATH_SECONDS = 0.002
 SPREAD_SECONDS = 0.25
 
 
@@ -310,34 +309,15 @@ def _are_sizes(found: object) -> bool:
 def _sizes(settings: Settings) -> dict[str, int]:
     folder, address = settings.state_dir, settings.database_url()
     found = {
-        str(Place.SPRINTS): _size_of(folder / "sprints"),
-        str(Place.EXPORTS): _size_of(folder / "exports"),
-        str(Place.TELEMETRY): _size_of(settings.telemetry_dir()),
+        str(Place.SPRINTS): size_of(folder / "sprints", most=MOST_ENTRIES, rest_seconds=BREATH_SECONDS),
+        str(Place.EXPORTS): size_of(folder / "exports", most=MOST_ENTRIES, rest_seconds=BREATH_SECONDS),
+        str(Place.TELEMETRY): size_of(settings.telemetry_dir(), most=MOST_ENTRIES, rest_seconds=BREATH_SECONDS),
     }
     if address.startswith("sqlite:"):
         database = Path(address.removeprefix("sqlite:///"))
         files = [database.with_name(database.name + end) for end in ("", "-wal", "-shm")]
         found[str(Place.DATABASE)] = sum(path.stat().st_size for path in files if path.exists())
     return found
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes on disk below it, of so many entries at most; links are not followed. It rests now and then, because it holds the interpreter."""
-    total, seen, waiting = 0, 0, [folder]
-    while waiting and seen < MOST_ENTRIES:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    seen += 1
-                    if seen % ENTRIES_A_BREATH == 0:
-                        time.sleep(BREATH_SECONDS)
-                    info = entry.stat(follow_symlinks=False)
-                    total += info.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-        except OSError:
-            continue
-    return total
 
 
 def _pane(pane: Pane, busy: frozenset[int]) -> PaneState:

@@ -235,16 +235,27 @@ def _from_hermes(endpoint: hermes_config.Endpoint, setting: ProviderSettings, fi
         )
     return _entry(
         setting,
-        provider=endpoint.provider,
-        model=endpoint.model,
-        base_url=endpoint.base_url,
-        key=endpoint.key or Secret("" if endpoint.login else NO_KEY),
-        headers=endpoint.headers,
-        extra_body=endpoint.extra_body,
-        login=endpoint.login,
-        key_expires_ms=endpoint.key_expires_ms,
+        **_fields(endpoint),
         hint_until_ms=endpoint.hint_until_ms,
     )
+
+
+def entry_of(endpoint: hermes_config.Endpoint) -> Entry:
+    """An endpoint of Hermes as it is, without anything of our settings."""
+    return Entry(**_fields(endpoint))
+
+
+def _fields(endpoint: hermes_config.Endpoint) -> dict[str, Any]:
+    return {
+        "provider": endpoint.provider,
+        "model": endpoint.model,
+        "base_url": endpoint.base_url,
+        "key": endpoint.key or Secret("" if endpoint.login else NO_KEY),
+        "headers": endpoint.headers,
+        "extra_body": endpoint.extra_body,
+        "login": endpoint.login,
+        "key_expires_ms": endpoint.key_expires_ms,
+    }
 
 
 def url_fault(url: str) -> str:

@@ -13,7 +13,6 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from bot import feedback
-from bot.agents import AgentResult
 from bot.authorise import Denied, NotYet
 from bot.config import RepositorySettings, Settings
 from bot.gitea.errors import ForgeError, Moved, NotFound, may_recover
@@ -54,7 +53,7 @@ class Stage:
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
-        self._tasks: dict[str, asyncio.Task[AgentResult]] = {}
+        self._tasks: dict[str, asyncio.Future[Any]] = {}
         self._stops: dict[str, str] = {}
         self._halting = False
         self._stages_in_flight = 0

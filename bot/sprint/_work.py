@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from bot import feedback, prompt, rounds
 from bot.agents import AgentEnd, AgentJob, AgentResult
@@ -37,6 +38,8 @@ from bot.sprint._ends import Stopped, _why, end_with, requeue
 from bot.sprint._prepare import Prepare
 from bot.store import follow_ups, plans, sprints, steps
 from bot.trajectory import StoredTrajectory
+
+T = TypeVar("T")
 
 RENEW_SECONDS = 30.0
 SETUP_SECONDS = 900.0
@@ -244,21 +247,15 @@ class Work(Prepare):
         if flags.stop is not None:
             raise self._stop_end(flags.stop, flags.stop_by)
         task = asyncio.create_task(engine.run(job, emit), name=f"agent-{view.id}")
-        self._tasks[view.id] = task
         renewal = asyncio.create_task(self._renew(view.id, job.deadline))
         try:
-            return await task
+            return await self._unless_told(view, task)
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
+            if _is_cancelled():
                 raise
             return AgentResult(AgentEnd.STOPPED)
         finally:
             renewal.cancel()
-            self._tasks.pop(view.id, None)
 
     async def _renew(self, sprint_id: str, deadline: float) -> None:
         """While the agent is inside its deadline, a long call is no stall (observability.md, "Progress")."""
@@ -285,24 +282,36 @@ class Work(Prepare):
             "output": "" if result.exit_code == 0 else kit.scrub(result.output)[-CHECK_OUTPUT:],
         }
 
-    async def _stoppable(self, view: SprintView, work: Any) -> Any:
+    async def _stoppable(self, view: SprintView, work: Awaitable[T]) -> T:
         """Runs a command of the sprint so that a stop flag ends it at once."""
-        task = asyncio.ensure_future(work)
-        self._tasks[view.id] = task
         try:
-            return await task
+            return await self._unless_told(view, asyncio.ensure_future(work))
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await task
+            if _is_cancelled():
                 raise
             if self._halting:
                 await self._park()
             raise self._stop_end(self._stops.pop(view.id, Stop.CANCEL), "") from None
+
+    async def _unless_told(self, view: SprintView, task: asyncio.Future[T]) -> T:
+        """What a task returns that `tell` can end; cancelled ourselves, it ends first."""
+        self._tasks[view.id] = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+            raise
         finally:
             self._tasks.pop(view.id, None)
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this very task that is to end, and not one that it waits for."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
 
 
 def _read(path: Path) -> str:

@@ -106,11 +106,6 @@ def renamed(conn: Connection, repo_id: int, full_name: str) -> None:
     conn.execute(table.update().where(c.repo_id == repo_id, c.repo != full_name).values(repo=full_name))
 
 
-def count_waiting(conn: Connection) -> int:
-    """How many plans of the fleet wait for a person."""
-    return int(conn.execute(sa.select(sa.func.count()).select_from(table).where(WAITING)).scalar_one())
-
-
 def propose(conn: Connection, view: SprintView, *, text: str, expires_ms: int, now_ms: int) -> bool:
     """The plan of a planning sprint that settles in this transaction, with its comment; it takes the place of one that waited. Once a sprint."""
     before = newest(conn, view.repo_id, view.issue.number)
@@ -174,16 +169,7 @@ def reopen(conn: Connection, plan: Plan, *, sprint_id: SprintId, digest: str, ex
     if not conn.execute(table.update().where(c.id == plan.id, c.state == PlanState.APPROVED).values(**values)).rowcount:
         return False
     _show(conn, plan.id, now_ms, edited=True)
-    outbox.show(
-        conn,
-        key=f"plan:{plan.id}:again:{sprint_id}",
-        repo_id=plan.repo_id,
-        repo=plan.issue.full_name,
-        issue=plan.issue.number,
-        comment_id=0,
-        reply=Reply("plan_waits_again"),
-        now_ms=now_ms,
-    )
+    _say(conn, plan, f"plan:{plan.id}:again:{sprint_id}", Reply("plan_waits_again"), now_ms)
     _decide(conn, plan, "plan_again", PlanState.WAITING, "the issue was edited after the approval", now_ms)
     return True
 
@@ -231,16 +217,12 @@ def _show(conn: Connection, plan_id: str, now_ms: int, *, follow_up: bool | None
         "follow_up": follow_up,
         "edited": edited,
     }
-    outbox.show(
-        conn,
-        key=f"plan:{plan.id}",
-        repo_id=plan.repo_id,
-        repo=plan.issue.full_name,
-        issue=plan.issue.number,
-        comment_id=0,
-        reply=Reply("plan", data),
-        now_ms=now_ms,
-    )
+    _say(conn, plan, f"plan:{plan.id}", Reply("plan", data), now_ms)
+
+
+def _say(conn: Connection, plan: Plan, key: str, reply: Reply, now_ms: int) -> None:
+    issue = plan.issue
+    outbox.show(conn, key=key, repo_id=plan.repo_id, repo=issue.full_name, issue=issue.number, comment_id=0, reply=reply, now_ms=now_ms)
 
 
 def _decide(conn: Connection, plan: Plan, kind: str, result: str, reason: str, now_ms: int) -> None:

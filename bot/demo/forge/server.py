@@ -17,7 +17,7 @@ from bot.demo.forge.git_http import GitHttp, lay_hooks
 from bot.demo.forge.hooks import Delivery, Hooks, precise
 from bot.demo.forge.pages import Pages
 from bot.demo.forge.payloads import Shapes
-from bot.demo.forge.state import Entry, Hook, HookLevel, Issue, Label, Level, Personality, Repo, Review, State, Status, User
+from bot.demo.forge.state import Entry, Hook, HookLevel, Issue, Label, Level, Personality, Repo, State, Status, User
 
 ROUTES: Final = (*api_misc.ROUTES, *api_issues.ROUTES, *api_pulls.ROUTES, *api_repos.ROUTES)
 BODY_CAP: Final = 64 * 1024 * 1024
@@ -401,24 +401,6 @@ class ForgeServer:
     async def merge_pull(self, repo: Repo | str, n: int, login: str, *, style: str = "squash") -> None:
         target = self.repo(repo)
         await self.acts.merge(self.actor(login), target, target.issues[n], style=style)
-
-    async def close_pull(self, repo: Repo | str, n: int, login: str) -> None:
-        await self.close_issue(repo, n, login)
-
-    async def review_pull(
-        self,
-        repo: Repo | str,
-        n: int,
-        login: str,
-        *,
-        event: Literal["APPROVED", "REQUEST_CHANGES", "COMMENT"],
-        body: str = "",
-        comments: tuple[tuple[str, int, str], ...] = (),
-    ) -> Review:
-        """A review; `comments` are (path, line in the new file, text)."""
-        target = self.repo(repo)
-        items = [{"path": path, "new_position": line, "body": text} for path, line, text in comments]
-        return await self.acts.review(self.actor(login), target, target.issues[n], event=event, body=body, comments=items)
 
     async def request_review(self, repo: Repo | str, n: int, login: str, *, reviewers: tuple[str, ...]) -> None:
         target = self.repo(repo)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from bot.fleet.probes import MendError, Probe, Reach, failing, fine
 from bot.providers import hermes_config
-from bot.providers.entries import NO_KEY, Entry
-from bot.providers.hermes_config import Chosen, Endpoint
+from bot.providers.entries import entry_of
+from bot.providers.hermes_config import Chosen
 from bot.providers.hermes_program import HermesError, run_hermes
-from bot.redaction import Secret
 from bot.settings import ExpectedModel, Settings
 from bot.snapshot import Finding
 
@@ -72,23 +71,10 @@ async def _canary(reach: Reach, home: Path, provider: str, model: str) -> None:
         endpoint = await asyncio.to_thread(hermes_config.endpoint_of, home, reach.environ, provider=provider, model=model)
         if endpoint is None:
             raise MendError(f"this profile could not call {provider}/{model}: it knows no address or no key for it")
-        entry = _entry(endpoint)
+        entry = entry_of(endpoint)
     canary = await reach.chain.ping(entry)
     if not canary.ok:
         raise MendError(f"{provider}/{model} does not answer: {canary.text}")
-
-
-def _entry(endpoint: Endpoint) -> Entry:
-    return Entry(
-        provider=endpoint.provider,
-        model=endpoint.model,
-        base_url=endpoint.base_url,
-        key=endpoint.key or Secret("" if endpoint.login else NO_KEY),
-        headers=endpoint.headers,
-        extra_body=endpoint.extra_body,
-        login=endpoint.login,
-        key_expires_ms=endpoint.key_expires_ms,
-    )
 
 
 async def _set(reach: Reach, profile: str, key: str, value: str) -> None:
