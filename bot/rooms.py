@@ -50,6 +50,7 @@ from bot.gitea.forge import ROUTES, Forge
 from bot.gitea.routing import Router
 from bot.leader import Leader
 from bot.lease import Lease, node_name
+from bot.listeners import close, listen
 from bot.metrics import Metrics, Vocabulary
 from bot.models import EventKind, RepoId, SprintEvent, SprintId
 from bot.projector import Projector
@@ -68,7 +69,6 @@ from bot.snapshot import Sampled
 from bot.sprint import Kit, SprintStages
 from bot.store import Store, cursors, samples, waits
 from bot.stored_health import StoredHealth
-from bot.web.app import listen
 from bot.workspace import Workspaces
 from bot.workspace.bound import BoundSandbox
 
@@ -76,7 +76,6 @@ log = structlog.get_logger()
 
 EX_TEMPFAIL = 75
 LAG_SECONDS = 1.0
-ACCEPTED_SECONDS = 0.01
 ME_RETRY_SECONDS = 5.0
 RETENTION_CRON = "0 17 3 * * *"
 FILES_EVERY_SECONDS = 3600.0
@@ -232,12 +231,8 @@ class Rooms:
         await self.stages.release()
 
     async def _end_tasks(self) -> None:
-        for site in [site for runner in self._runners for site in runner.sites]:
-            await site.stop()
-        # A connection that the loop took in the same moment is known to its server a turn or two later.
-        await asyncio.sleep(ACCEPTED_SECONDS)
         for runner in self._runners:
-            await runner.cleanup()
+            await close(runner)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ from typing import Any, Final, Self
 from aiohttp import web
 
 from bot.demo.sample import BUGGY_LINE, FIXED_LINE
+from bot.listeners import close
 
 MODEL: Final = "scripted"
 _OVERRIDE: Final = re.compile(r"^\s*script:\s*([a-z_0-9]+)(?:\((.*)\))?\s*$", re.MULTILINE)
@@ -327,7 +328,7 @@ class ScriptedModel:
     async def stop(self) -> None:
         """Ends the server and every request in flight."""
         if self._runner is not None:
-            await self._runner.cleanup()
+            await close(self._runner)
             self._runner = None
 
     async def __aenter__(self) -> Self:

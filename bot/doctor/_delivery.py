@@ -16,6 +16,7 @@ from bot.fleet.probes._proof import Proof
 from bot.gitea.errors import BadDelivery
 from bot.gitea.forge import Forge
 from bot.gitea.sansio import Event
+from bot.listeners import close
 from bot.redaction import Secret
 
 BODY_CAP = 8 * 1024**2
@@ -49,13 +50,13 @@ class Receiver:
         try:
             await web.TCPSite(self._runner, self._host, self._port).start()
         except OSError as error:
-            await self._runner.cleanup()
+            await close(self._runner)
             raise PortBusyError(error.errno == errno.EADDRINUSE) from None
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._runner is not None:
-            await self._runner.cleanup()
+            await close(self._runner)
 
     async def wait(self, full_name: str, seconds: float) -> Proof:
         """PROVEN once that repository has pushed; FORGED at once when something came whose signature does not fit; else SILENT."""

@@ -25,12 +25,3 @@ def build(webhook: Callable[[web.Request], Awaitable[web.StreamResponse]], pages
 
 async def _root(_request: web.Request) -> web.Response:
     return web.Response(text=f"timmy-dispatch {__version__}: Gitea posts its deliveries to /webhook.\n")
-
-
-async def listen(runner: web.AppRunner, host: str, port: int) -> tuple[web.TCPSite, int]:
-    """Starts to listen; returns the site and the port the system gave for 0."""
-    site = web.TCPSite(runner, host, port)
-    await site.start()
-    sockets = getattr(site._server, "sockets", None) or ()  # noqa: SLF001 - aiohttp tells the bound port nowhere else
-    bound = next((sock.getsockname()[1] for sock in sockets), port)
-    return site, int(bound)

@@ -18,6 +18,7 @@ from bot.demo.forge.hooks import Delivery, Hooks, precise
 from bot.demo.forge.pages import Pages
 from bot.demo.forge.payloads import Shapes
 from bot.demo.forge.state import Entry, Hook, HookLevel, Issue, Label, Level, Personality, Repo, State, Status, User
+from bot.listeners import close
 
 ROUTES: Final = (*api_misc.ROUTES, *api_issues.ROUTES, *api_pulls.ROUTES, *api_repos.ROUTES)
 BODY_CAP: Final = 64 * 1024 * 1024
@@ -122,7 +123,7 @@ class ForgeServer:
         """Close all listeners and connections; everything else stays as it is."""
         await self.hooks.stop()
         if self._runner is not None:
-            await self._runner.cleanup()
+            await close(self._runner)
             self._runner = None
         self.acts.threads.close()
 
