@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -113,6 +114,39 @@ def test_a_second_run_goes_straight_to_its_task(tmp_path):
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert (root / "calls").read_text().split("\n") == ["-c", "", "-P", "-m", "bot", "demo", "--once", "two words", ""]
+
+
+@pytest.mark.parametrize(
+    ("failed", "second", "exit_code", "runs"),
+    [([], 0, 0, 1), (["a.py::one"], 0, 0, 2), (["a.py::one"], 1, 1, 2), (["a.py::one", "b.py::two", "c.py::x", "d.py::y"], 0, 1, 1)],
+    ids=["all pass", "one passes alone", "one fails again", "too many to try again"],
+)
+def test_few_failures_get_a_second_try_and_are_named(tmp_path, failed, second, exit_code, runs):
+    root = prepared(copy(tmp_path))
+    cache = root / ".pytest_cache" / "v" / "cache"
+    listed = json.dumps(dict.fromkeys(failed, True), indent=2)
+    tools = root / ".venv" / "bin"
+    for name in ("ruff", "mypy", "lint-imports"):
+        (tools / name).write_text("#!/bin/sh\n")
+    (tools / "pytest").write_text(
+        f"""#!/bin/sh
+printf '%s\\n' "$*" >> '{root}/runs'
+case "$*" in *--last-failed*) exit {second} ;; esac
+mkdir -p '{cache}'
+[ -z '{failed[0] if failed else ""}' ] || {{ cat > '{cache}/lastfailed' <<'END'
+{listed}
+END
+exit 1; }}
+"""
+    )
+    for name in ("ruff", "mypy", "lint-imports", "pytest"):
+        (tools / name).chmod(0o755)
+    done = subprocess.run([str(root / "dev"), "test", "-k", "x"], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code, done.stderr
+    called = (root / "runs").read_text().splitlines()
+    assert called == ["-n 4 --dist worksteal -k x", "--last-failed -k x"][:runs]
+    assert ("UNSTABLE" in done.stderr) == (runs == 2 and exit_code == 0)
+    assert runs == 1 or all(name in done.stderr for name in failed)
 
 
 def test_a_moved_checkout_and_a_changed_list_are_set_up_anew(tmp_path):

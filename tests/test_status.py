@@ -166,7 +166,9 @@ async def test_it_works_while_nothing_runs(base: Path):
 
 
 def started(world: World, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-P", "-m", "bot", "-c", str(configuration(world)), *arguments], **options)
+    """A command that hears Ctrl-C, also where whoever runs the tests had it ignored (as a shell does for what it puts in the background)."""
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from bot.__main__ import main; main()"
+    return subprocess.Popen([sys.executable, "-P", "-c", hear, "-c", str(configuration(world)), *arguments], **options)
 
 
 async def test_watch_tells_a_line_a_change_where_no_terminal_is(world: World):

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import hmac
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -39,7 +40,12 @@ LIVE = [
     pytest.mark.timeout(240),
 ]
 FORGES = ["embedded", pytest.param("live", marks=LIVE)]
+JITTER_SECONDS = float(os.environ.get("TEST_JITTER_SECONDS", "0"))
+"""The bot's writes to the forge wait up to this long, at random: what a test wins only by being late shows itself."""
 FAST = {"beat_seconds": 0.5, "lease_seconds": 6.0, "tick_seconds": 0.2, "progress_seconds": 0.2, "queue_poll_seconds": 0.05}
+
+
+UNSAID = "select count(*) from outbox where projected_rev < rev"
 
 
 def free_port() -> int:
@@ -90,6 +96,8 @@ class Recorded(Service):
             tell(route, method, outcome, attempt, seconds)
 
         async def look(method: str, url: str, route: str, data: object, attempt: int) -> Any:
+            if JITTER_SECONDS and method != "GET":
+                await asyncio.sleep(random.uniform(0, JITTER_SECONDS))
             reply, headers = await exchange(method, url, route, data, attempt)
             notes.reply_shapes |= {(f"{method} {route}", *found) for found in shape(reply)}
             notes.reply_headers |= {(f"{method} {route}", name) for name in headers if name in ("X-Total-Count", "Link", "Content-Type")}
@@ -267,7 +275,16 @@ class World:
     async def comments(self, issue: int) -> list[dict[str, Any]]:
         return await self.alice.forge.comments(self.stage.repo, issue)
 
+    async def told_all(self, seconds: float = 5.0) -> None:
+        """Waits until every answer and reaction decided so far is on the forge; not longer, for a test may hold them back."""
+        deadline = time.monotonic() + seconds
+        while self.service is not None and time.monotonic() < deadline:
+            if await self.store.read(lambda conn: conn.exec_driver_sql(UNSAID).scalar()) == 0:
+                return
+            await asyncio.sleep(0.02)
+
     async def by_bot(self, issue: int) -> list[str]:
+        await self.told_all()
         return [comment["body"] for comment in await self.comments(issue) if comment["user"]["id"] == self.timmy.id]
 
     async def status_comment(self, issue: int) -> str:
@@ -278,6 +295,7 @@ class World:
         return {label["name"] for label in (await self.alice.forge.issue(self.stage.repo, issue)).get("labels") or ()}
 
     async def reactions(self, comment_id: int) -> set[str]:
+        await self.told_all()
         owner, _, repo = self.stage.repo.partition("/")
         found = await self.alice.client.getitem(
             "/repos/{owner}/{repo}/issues/comments/{id}/reactions", owner=owner, repo=repo, id=comment_id
@@ -310,10 +328,7 @@ class World:
     async def shown(self, issue: int) -> None:
         async def quiet():
             def read(conn: Any):
-                return (
-                    not sprints.show_work(conn, 2**60)
-                    and conn.exec_driver_sql("select count(*) from outbox where projected_rev < rev").scalar() == 0
-                )
+                return not sprints.show_work(conn, 2**60) and conn.exec_driver_sql(UNSAID).scalar() == 0
 
             return await self.store.read(read)
 
