@@ -375,6 +375,7 @@ async def tell(personality: str, root: Path) -> Story:
         for method, path, login, data in (
             ("GET", "/repos/acme/rocket/branches", "timmy", None),
             ("GET", "/repos/acme/rocket/branches/dispatch%2Fissue-1", "timmy", None),
+            ("GET", "/repos/acme/rocket/git/refs/heads%2Fdispatch%2F", "timmy", None),
             ("DELETE", "/repos/acme/rocket/branches/dispatch%2Fissue-1", "timmy", None),
             ("POST", "/repos/acme/rocket/branches", "bob", {"new_branch_name": "b2"}),
             ("GET", "/repos/acme/rocket/contents/README.md", "timmy", None),

@@ -539,3 +539,37 @@ async def test_an_object_that_is_none_is_a_bad_reply(odd):
     for ask in asks:
         with pytest.raises(errors.BadReply):
             await ask(forge(lambda *_: (200, odd))[0])
+
+
+def ref(name: str, sha: str = "a" * 40) -> dict:
+    return {
+        "ref": f"refs/heads/{name}",
+        "url": "http://git.example/x",
+        "object": {"type": "commit", "sha": sha, "url": "http://git.example/y"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "heads"),
+    [
+        (
+            (200, [ref("dispatch/issue-9"), ref("dispatch/issue-90", "b" * 40)]),
+            {"dispatch/issue-9": "a" * 40, "dispatch/issue-90": "b" * 40},
+        ),
+        ((200, ref("dispatch/issue-9")), {"dispatch/issue-9": "a" * 40}),
+        ((200, []), {}),
+        ((404, {"message": "not found"}), {}),
+    ],
+    ids=["a list", "one as an object", "an empty list", "none"],
+)
+async def test_branches_by_the_beginning_of_their_name(answer, heads):
+    it, api = forge(lambda *_: answer)
+    assert await it.heads("acme/rocket", "dispatch/issue-9") == heads
+    assert [call[1] for call in api.calls] == ["/repos/acme/rocket/git/refs/heads%2Fdispatch%2Fissue-9"]
+
+
+@pytest.mark.parametrize("odd", ["x", 3, [None], [{"ref": "refs/heads/x"}], {"object": {"sha": "a"}}])
+async def test_branches_that_are_none_are_a_bad_reply(odd):
+    it, _ = forge(lambda *_: (200, odd))
+    with pytest.raises(errors.BadReply):
+        await it.heads("acme/rocket", "x")

@@ -91,6 +91,21 @@ async def test_the_pull_request_says_what_it_is_and_can_be_merged(world: World):
     await until(closed)
 
 
+async def test_branches_are_found_by_the_beginning_of_their_name(world: World):
+    forge, repo = world.alice.forge, world.stage.repo
+    assert await forge.heads(repo, "dispatch/issue-9") == {}
+    await world.alice.put_file("main", "notes.md", "x\n")
+    head = await branch_head(world, "main")
+    owner, _, name = repo.partition("/")
+    for branch in ("dispatch/issue-9", "dispatch/issue-9-2", "dispatch/issue-90", "dispatch/issue-8"):
+        data = {"new_branch_name": branch, "old_branch_name": "main"}
+        await world.alice.client.post("/repos/{owner}/{repo}/branches", data, owner=owner, repo=name)
+    assert await forge.heads(repo, "dispatch/issue-9") == dict.fromkeys(
+        ("dispatch/issue-9", "dispatch/issue-9-2", "dispatch/issue-90"), head
+    )
+    assert await forge.heads(repo, "dispatch/issue-8") == {"dispatch/issue-8": head}
+
+
 async def test_replayed_deliveries_start_nothing(world: World):
     issue = await issue_with(world)
     await world.alice.label(issue, "dispatch")

@@ -39,7 +39,19 @@ ROUTES = (
     REPO + "/actions/runs/{id}/jobs",
     REPO + "/actions/jobs/{id}/logs",
     *(ISSUE + part for part in ("/comments", "/dependencies", "/labels", "/labels/{id}", "/reactions", "/timeline")),
-    *(REPO + part for part in ("/hooks", "/issues", "/issues/comments", "/labels", "/labels/{id}", "/pulls", "/branches/{branch}")),
+    *(
+        REPO + part
+        for part in (
+            "/hooks",
+            "/issues",
+            "/issues/comments",
+            "/labels",
+            "/labels/{id}",
+            "/pulls",
+            "/branches/{branch}",
+            "/git/refs/heads/{prefix}",
+        )
+    ),
     *(REPO + part for part in ("/commits/{ref}/status", "/collaborators/{login}/permission", "/contents/{path}")),
 )
 """Every route this file asks: the closed set of the metric label `endpoint`."""
@@ -315,6 +327,24 @@ class Forge:
             return await self._get(REPO + "/branches/{branch}", **_path(repo), branch=name)
         except errors.NotFound:
             return None
+
+    async def heads(self, repo: str, prefix: str) -> dict[str, str]:
+        """Branch -> commit of every branch whose name begins with `prefix`, as git has them; {} where there is none, or no such repository.
+
+        Read from git itself, not from the forge's own table of branches, which follows a push a moment later. Some servers answer one
+        exact match with an object instead of a list.
+        """
+        route = REPO + "/git/refs/{ref}"
+        try:
+            found = await self.api.getitem(route, None, **_path(repo), ref=f"heads/{prefix}")
+        except errors.NotFound:
+            return {}
+        refs = [found] if isinstance(found, dict) else found if isinstance(found, list) else [found]
+        heads = {}
+        for ref in refs:
+            record = _record(ref, route)
+            heads[_text(record, "ref", route).removeprefix("refs/heads/")] = _text(_record(record.get("object"), route), "sha", route)
+        return {name: sha for name, sha in heads.items() if name.startswith(prefix)}
 
     async def content(self, repo: str, path: str) -> Any:
         """What stands at a path of the default branch: a record with `type`, `size` and for a file its `content` in base64; a list for a folder.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bot import guard, replies
@@ -14,6 +14,7 @@ from bot.models import (
     EventKind,
     FailureReason,
     ObstacleKind,
+    OpenPull,
     OutcomeKind,
     Permission,
     Plan,
@@ -61,11 +62,13 @@ class Prepare(Stage):
         refusal = kit.sandbox_refusal()
         if refusal:
             raise end_with(OutcomeKind.FAILED, refusal, FailureReason.SANDBOX)
-        _, record, issue, config = await asyncio.gather(
+        _, record, issue, config, (pulls, blockers), heads = await asyncio.gather(
             self._allowed(view, repo),
             kit.repositories.record(view.repo_id),
             self._issue(repo, view.issue.number),
             kit.repositories.config(view.repo_id, fresh=True),
+            kit.decider.other_work(view.repo_id, repo, view.issue.number),
+            kit.forge.heads(repo, stem_of(view)),
         )
         if list(view.config_faults) != config.told():
             await self._update(view, k, show_in_ms=0, config_faults=config.told())
@@ -80,12 +83,13 @@ class Prepare(Stage):
             raise end_with(OutcomeKind.CANCELLED, "the issue was closed")
         digest = await self._frozen(view, repo, issue)
         base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "main")
-        await self._no_other_work(view, repo, issue, first=first)
+        await self._no_other_work(view, issue, pulls, blockers, first=first)
         again: dict[str, Any] = {}
+        object_format = str(record.get("object_format_name") or "")
         if view.follows_pull:
-            base, branch, base_sha, lease_sha, again = await self._begin_at_pull(view, repo)
+            base, branch, base_sha, lease_sha, again = await self._begin_at_pull(view, repo, object_format)
         else:
-            branch, base_sha, lease_sha = await self._begin_at(view, repo, base)
+            branch, base_sha, lease_sha = await self._begin_at(view, repo, base, heads, object_format)
         await self._update(
             view,
             k,
@@ -137,13 +141,14 @@ class Prepare(Stage):
         """The plan that this sprint carries out, where it does."""
         return await self.kit.store.read(lambda conn: plans.get(conn, view.follows_plan)) if view.follows_plan else None
 
-    async def _no_other_work(self, view: SprintView, repo: str, issue: Mapping[str, Any], *, first: bool) -> None:
+    async def _no_other_work(
+        self, view: SprintView, issue: Mapping[str, Any], pulls: Sequence[OpenPull], blockers: Sequence[str], *, first: bool
+    ) -> None:
         """What speaks against beginning, unless somebody asked with `force`; once begun, only the work of a person counts."""
         kit = self.kit
         options = (await kit.store.read(lambda conn: sprints.field(conn, view.id, "options"))).options
         if guard.FORCE in options:
             return
-        pulls, blockers = await kit.decider.other_work(view.repo_id, repo, view.issue.number)
         skip = await kit.store.read(lambda conn: skips.get(conn, view.repo_id, view.issue.number))
         found = guard.obstacles(
             labels=[str(label.get("name") or "") for label in issue.get("labels") or ()],
@@ -158,12 +163,19 @@ class Prepare(Stage):
         if found:
             raise end_with(OutcomeKind.REFUSED, kit.scrub("; ".join(map(guard.in_words, found))), replies.OTHER_WORK)
 
-    async def _begin_at(self, view: SprintView, repo: str, base: str) -> tuple[str, str, str]:
-        """(branch, base sha, lease sha): our branch if every head on it was recorded by us, else the next name that is free of persons."""
+    async def _begin_at(
+        self, view: SprintView, repo: str, base: str, standing: Collection[str], object_format: str
+    ) -> tuple[str, str, str]:
+        """(branch, base sha, lease sha): our branch if every head on it was recorded by us, else the next name that is free of persons.
+
+        `standing` are the branches that the forge has for this issue.
+        """
         kit = self.kit
-        stem = f"dispatch/issue-{view.issue.number}"
+        stem = stem_of(view)
         names = [stem, *(f"{stem}-{n}" for n in range(2, LAST_BRANCH + 1))]
-        heads = await kit.workspaces.fetch(view.id, repo, [base, *names])
+        heads = await kit.workspaces.fetch(
+            view.id, repo, [base, *(name for name in names if name in standing)], object_format=object_format
+        )
         if base not in heads:
             raise end_with(OutcomeKind.FAILED, f"there is no branch `{base}` to begin at", FailureReason.CLONE)
         ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))
@@ -174,14 +186,14 @@ class Prepare(Stage):
                 return name, heads[base], heads.get(name, "")
         raise end_with(OutcomeKind.FAILED, f"every branch from {stem} to {names[-1]} has commits of other people", FailureReason.PUSH)
 
-    async def _begin_at_pull(self, view: SprintView, repo: str) -> tuple[str, str, str, str, dict[str, Any]]:
+    async def _begin_at_pull(self, view: SprintView, repo: str, object_format: str) -> tuple[str, str, str, str, dict[str, Any]]:
         """(base, branch, begin, lease, more): the head of the pull request, a person's commits included; once begun it stays while that stands.
 
         Where somebody pushed meanwhile, what was done is thrown away and begun again on top of it.
         """
         kit = self.kit
         pull, _ = await self._own_pull(view, repo)
-        heads = await kit.workspaces.fetch(view.id, repo, [pull.base_branch, pull.head_branch])
+        heads = await kit.workspaces.fetch(view.id, repo, [pull.base_branch, pull.head_branch], object_format=object_format)
         tip = heads.get(pull.head_branch)
         if tip is None or pull.base_branch not in heads:
             raise end_with(OutcomeKind.CANCELLED, f"the branch of pull request #{pull.number} is gone: nothing was pushed")
@@ -193,3 +205,8 @@ class Prepare(Stage):
         await kit.store.write(lambda conn: follow_ups.begin(conn, view.id, repo_id=view.repo_id, pull=pull.number, afresh=not kept))
         again: dict[str, Any] = {} if attempt == view.attempt else {"attempt": attempt, "head_sha": ""}
         return pull.base_branch, pull.head_branch, view.base_sha if kept else tip, tip, again
+
+
+def stem_of(view: SprintView) -> str:
+    """What the names of an issue's branches begin with."""
+    return f"dispatch/issue-{view.issue.number}"

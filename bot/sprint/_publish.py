@@ -11,7 +11,7 @@ import structlog
 from bot import replies, rounds
 from bot.models import EventKind, FailureReason, OutcomeKind, SprintEvent, SprintState, SprintView, WaitingReason
 from bot.sprint._ends import Stopped, _in_brief, _why, end_with, requeue, verdict_of
-from bot.sprint._prepare import LAST_BRANCH
+from bot.sprint._prepare import LAST_BRANCH, stem_of
 from bot.sprint._stage import _pull_state
 from bot.sprint._vet import Vet
 from bot.store import sprints, steps
@@ -27,9 +27,8 @@ class Publish(Vet):
         kit = self.kit
         repo, _ = self._repo(view)
         row = await kit.store.read(lambda conn: sprints.field(conn, view.id, "tree", "agent_end", "agent_reason", "summary", "queued_ms"))
-        _, pulls, remote = await asyncio.gather(
-            self._allowed(view, repo), kit.forge.pulls(repo, "all"), kit.workspaces.remote_head(repo, view.branch)
-        )
+        _, pulls, heads = await asyncio.gather(self._allowed(view, repo), kit.forge.pulls(repo, "all"), kit.forge.heads(repo, view.branch))
+        remote = heads.get(view.branch)
         await self._advance(view, k, SprintState.PUBLISHING, [SprintState.VETTING], unless_stopped=True)
         kind, reason = verdict_of(row.agent_end, row.agent_reason, view.checks)
         draft = kind is not OutcomeKind.PULL_REQUEST
@@ -159,7 +158,7 @@ class Publish(Vet):
         return commit, branch
 
     async def _free_branch(self, view: SprintView, repo: str, commit: str) -> tuple[str, str, str | None]:
-        stem = f"dispatch/issue-{view.issue.number}"
+        stem = stem_of(view)
         for n in range(2, LAST_BRANCH + 1):
             name = f"{stem}-{n}"
             head = await self.kit.workspaces.remote_head(repo, name)

@@ -189,6 +189,21 @@ async def delete_branch(call: Call) -> Reply:
     return Reply(status=204)
 
 
+async def list_refs(call: Call) -> Reply:
+    """The references whose names begin as the path says, in one list without pages; 404 where there is none, as seen on 1.26.3."""
+    wanted = f"refs/{call.var('ref')}"
+    found = {ref: sha for ref, sha in sorted(call.repo.refs.items()) if ref.startswith(wanted)}
+    if not found:
+        raise call.acts.not_found()
+    git = f"{call.shapes.api}/repos/{call.state.full_name(call.repo)}/git"
+    return Reply(
+        [
+            {"ref": ref, "url": f"{git}/{ref}", "object": {"type": "commit", "sha": sha, "url": f"{git}/commits/{sha}"}}
+            for ref, sha in found.items()
+        ]
+    )
+
+
 def _protection(call: Call, name: str) -> Json:
     lists = (
         "push_whitelist_usernames",
@@ -523,6 +538,7 @@ ROUTES = (
     Route("POST", f"{_REPO}/branches", create_branch),
     Route("GET", f"{_REPO}/branches/{{branch}}", get_branch),
     Route("DELETE", f"{_REPO}/branches/{{branch}}", delete_branch),
+    Route("GET", f"{_REPO}/git/refs/{{ref}}", list_refs),
     Route("GET", f"{_REPO}/branch_protections", list_protections, signed=True),
     Route("POST", f"{_REPO}/branch_protections", protect),
     Route("GET", f"{_REPO}/contents", get_contents),
