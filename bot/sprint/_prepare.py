@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Any
 
 from bot import guard, replies
+from bot.config import RepositorySettings
 from bot.gitea.errors import Forbidden, NotFound
 from bot.models import (
     Actor,
@@ -62,9 +63,47 @@ class Prepare(Stage):
         refusal = kit.sandbox_refusal()
         if refusal:
             raise end_with(OutcomeKind.FAILED, refusal, FailureReason.SANDBOX)
-        _, record, issue, config, (pulls, blockers), heads = await asyncio.gather(
+        record = await kit.repositories.record(view.repo_id)
+        async with self._fetching(view, repo, repository, record) as fetching:
+            await self._look(view, k, repo, record, fetching, first=first)
+        self._fetched.add((view.id, k))
+
+    @contextlib.asynccontextmanager
+    async def _fetching(
+        self, view: SprintView, repo: str, repository: RepositorySettings, record: Mapping[str, Any]
+    ) -> AsyncIterator[asyncio.Task[dict[str, str]] | None]:
+        """The fetch of the branch that the work most likely begins at, under way while the forge is asked whether it may; whatever is left of it ends."""
+        base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "")
+        object_format = str(record.get("object_format_name") or "")
+        if view.follows_pull or not base or not object_format or record.get("archived") or record.get("empty"):
+            yield None
+            return
+        task = asyncio.create_task(self.kit.workspaces.fetch(view.id, repo, [base], object_format=object_format))
+        begun = False
+        try:
+            yield task
+            begun = True
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if not begun and not self.kit.workspaces.has_tree(view.id):
+                await self._tidy(view.id)
+
+    async def _look(
+        self,
+        view: SprintView,
+        k: int,
+        repo: str,
+        record: Mapping[str, Any],
+        fetching: asyncio.Task[dict[str, str]] | None,
+        *,
+        first: bool,
+    ) -> None:
+        """Whether the work may begin, and where."""
+        kit = self.kit
+        repository = self._repo(view)[1]
+        _, issue, config, (pulls, blockers), standing = await asyncio.gather(
             self._allowed(view, repo),
-            kit.repositories.record(view.repo_id),
             self._issue(repo, view.issue.number),
             kit.repositories.config(view.repo_id, fresh=True),
             kit.decider.other_work(view.repo_id, repo, view.issue.number),
@@ -89,7 +128,7 @@ class Prepare(Stage):
         if view.follows_pull:
             base, branch, base_sha, lease_sha, again = await self._begin_at_pull(view, repo, object_format)
         else:
-            branch, base_sha, lease_sha = await self._begin_at(view, repo, base, heads, object_format)
+            branch, base_sha, lease_sha = await self._begin_at(view, repo, base, standing, object_format, fetching)
         await self._update(
             view,
             k,
@@ -102,7 +141,6 @@ class Prepare(Stage):
             engine=kit.settings.engine,
             **again,
         )
-        self._fetched.add((view.id, k))
 
     async def _issue(self, repo: str, number: int) -> Mapping[str, Any]:
         try:
@@ -164,18 +202,25 @@ class Prepare(Stage):
             raise end_with(OutcomeKind.REFUSED, kit.scrub("; ".join(map(guard.in_words, found))), replies.OTHER_WORK)
 
     async def _begin_at(
-        self, view: SprintView, repo: str, base: str, standing: Collection[str], object_format: str
+        self,
+        view: SprintView,
+        repo: str,
+        base: str,
+        standing: Collection[str],
+        object_format: str,
+        fetching: asyncio.Task[dict[str, str]] | None,
     ) -> tuple[str, str, str]:
         """(branch, base sha, lease sha): our branch if every head on it was recorded by us, else the next name that is free of persons.
 
-        `standing` are the branches that the forge has for this issue.
+        `standing` are the branches that the forge has for this issue, `fetching` brings what is likely the base.
         """
         kit = self.kit
         stem = stem_of(view)
         names = [stem, *(f"{stem}-{n}" for n in range(2, LAST_BRANCH + 1))]
-        heads = await kit.workspaces.fetch(
-            view.id, repo, [base, *(name for name in names if name in standing)], object_format=object_format
-        )
+        heads = await fetching if fetching is not None else {}
+        wanted = [branch for branch in (base, *(name for name in names if name in standing)) if branch not in heads]
+        if wanted:
+            heads = heads | await kit.workspaces.fetch(view.id, repo, wanted, object_format=object_format)
         if base not in heads:
             raise end_with(OutcomeKind.FAILED, f"there is no branch `{base}` to begin at", FailureReason.CLONE)
         ours = await kit.store.read(lambda conn: sprints.heads_recorded(conn, view.repo_id, view.issue.number))

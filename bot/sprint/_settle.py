@@ -129,12 +129,6 @@ class SprintStages(Publish):
         }
         self.kit.observe(SprintEvent(EventKind.SETTLED, view.id, view.settled_ms, data))
 
-    async def _tidy(self, sprint_id: str) -> None:
-        try:
-            await self.kit.workspaces.remove(sprint_id)
-        except Exception:
-            log.exception("sprint.tidy", sprint=sprint_id)
-
 
 def _pause_ms(admitted_n: int) -> int:
     """What comes back again and again is not admitted at once for ever: 2 s after the fourth time, doubling to five minutes."""

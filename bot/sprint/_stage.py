@@ -226,6 +226,13 @@ class Stage:
             with contextlib.suppress(ForgeError):
                 await self.kit.repositories.resolve(view.repo_id)
 
+    async def _tidy(self, sprint_id: str) -> None:
+        """Removes what a sprint left on this disk; that it cannot be is nothing of the sprint."""
+        try:
+            await self.kit.workspaces.remove(sprint_id)
+        except Exception:
+            log.exception("sprint.tidy", sprint=sprint_id)
+
     def _repo(self, view: SprintView) -> tuple[str, RepositorySettings]:
         """The address of today and the settings."""
         repository = self.kit.repositories.serves(view.repo_id, view.issue.full_name)

@@ -52,12 +52,15 @@ _CLONE = (
     _INIT
     + r"""
 set -eu
-quoted() { local text=${1//\\/\\\\}; printf '"%s"' "${text//\"/\\\"}"; }
+quote() { local text=${2//\\/\\\\}; printf -v "$1" '"%s"' "${text//\"/\\\"}"; }
 init .git
+quote url "$repo"
+quote refs "+refs/heads/$branch:refs/remotes/origin/$branch"
+quote name "$branch"
+quote head "refs/heads/$branch"
 {
-    printf '[remote "origin"]\n\turl = %s\n\ttagOpt = --no-tags\n' "$(quoted "$repo")"
-    printf '\tfetch = %s\n' "$(quoted "+refs/heads/$branch:refs/remotes/origin/$branch")"
-    printf '[branch %s]\n\tremote = origin\n\tmerge = %s\n' "$(quoted "$branch")" "$(quoted "refs/heads/$branch")"
+    printf '[remote "origin"]\n\turl = %s\n\ttagOpt = --no-tags\n\tfetch = %s\n' "$url" "$refs"
+    printf '[branch %s]\n\tremote = origin\n\tmerge = %s\n' "$name" "$head"
 } >> .git/config
 remote=.git/refs/remotes/origin/$branch
 mkdir -p "${remote%/*}"
@@ -73,13 +76,13 @@ set -u
 umask 022
 fail() { printf '%s\n' "$*" > "$out/fault"; exit 3; }
 find . -path ./.git -prune -o -type d ! -perm -700 -exec chmod u+rwx {} \; -o -type f ! -perm -400 -exec chmod u+r {} + 2>/dev/null
-deep=$(find . -mindepth 1 -maxdepth 1 -type d ! -name .git -exec find {} -mindepth 128 -print -quit \; 2>/dev/null | head -n 1)
-[ -z "$deep" ] || fail "folders are nested deeper than 128 levels"
-scratch=$(mktemp -d) || fail "no scratch folder"
-[ "$out" = /out ] || trap 'rm -rf "$scratch"' EXIT
+if [ "$out" = /out ]; then scratch=/tmp/export; else scratch=$(mktemp -d) || fail "no scratch folder"; trap 'rm -rf "$scratch"' EXIT; fi
 export GIT_DIR="$scratch/git" GIT_WORK_TREE="$PWD" GIT_INDEX_FILE="$scratch/index"
-init "$GIT_DIR" 2>"$scratch/log" || fail "$(tail -n 5 "$scratch/log")"
+init "$GIT_DIR" || fail "no room for an index"
+find . -mindepth 1 -maxdepth 1 -type d ! -name .git -exec find {} -mindepth 128 -print -quit \; > "$scratch/deep" 2>/dev/null &
 git read-tree "$sha^{tree}" 2>"$scratch/log" || fail "$(tail -n 5 "$scratch/log")"
+wait
+[ ! -s "$scratch/deep" ] || fail "folders are nested deeper than 128 levels"
 git -c core.fileMode=true -c core.symlinks=true -c core.autocrlf=false -c core.safecrlf=false -c core.excludesFile=/dev/null -c core.fsmonitor=false \
     -c core.protectNTFS=true -c core.protectHFS=true -c core.looseCompression=1 -c advice.addEmbeddedRepo=false \
     add -A -- . 2>"$scratch/log" || fail "$(grep -E '^(error|fatal)' "$scratch/log" | tail -n 5)"
@@ -334,8 +337,8 @@ class Workspaces:
         """Every path that differs between the base commit and the tree, in git's order; the list is cut at 8 MiB."""
         bare = self._bare(sprint_id)
         pair = (f"{sha(base_sha)}^{{tree}}", sha(tree))
-        common = ("diff-tree", "-r", "-z", "--no-renames", "--no-ext-diff", "--no-textconv")
-        raw = await self._git.run(bare, *common, "--raw", "--full-index", *pair)
+        options = ("-r", "-z", "--no-renames", "--no-ext-diff", "--no-textconv", "--raw", "--full-index")
+        raw = await self._git.run(bare, "diff-tree", *options, *pair)
         if raw.code and not raw.cut:
             raise GitFailed(f"git diff-tree: {raw.err.strip()[-500:]}")
         words = raw.out.split(b"\0")
@@ -346,17 +349,7 @@ class Workspaces:
         ]
         blobs = {record[3] for record in records if record[1] not in {"000000", "160000"}}
         sizes = await self._sizes(bare, blobs)
-        counts: dict[str, tuple[int, int]] = {}
-        if not raw.cut and sum(sizes.values()) <= MAX_PATCH:
-            numbers = await self._git.run(bare, *common, "--numstat", *pair)
-            for line in numbers.out.split(b"\0") if not numbers.cut else ():
-                added, _, rest = line.partition(b"\t")
-                deleted, _, path = rest.partition(b"\t")
-                if added.isdigit() and deleted.isdigit():
-                    counts[os.fsdecode(path)] = (int(added), int(deleted))
-        return [
-            Change(path, old, new, status[:1], sizes.get(blob, 0), *counts.get(path, (0, 0))) for old, new, _, blob, status, path in records
-        ]
+        return [Change(path, old, new, status[:1], sizes.get(blob, 0)) for old, new, _, blob, status, path in records]
 
     async def patch(self, sprint_id: str, base_sha: str, tree: str, max_bytes: int) -> str:
         """The change as a unified diff, cut at `max_bytes` with a last line that says so."""

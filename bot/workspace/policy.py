@@ -65,15 +65,13 @@ _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One path that differs. Modes are git's six digits, status its letter (A, D, M, T), `size` bytes of the new blob, line counts 0 for binaries."""
+    """One path that differs. Modes are git's six digits, status its letter (A, D, M, T), `size` bytes of the new blob."""
 
     path: str
     old_mode: str
     new_mode: str
     status: str
     size: int = 0
-    added: int = 0
-    deleted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
