@@ -10,6 +10,7 @@ from bench.table import Row, middle, quantile
 
 PER_ISSUE = 10
 PAUSE_SECONDS = 0.25
+LIVE_COMMENTS = 20
 
 
 async def _once(place: Stand, side: Side, issue: int, number: int) -> float:
@@ -23,19 +24,19 @@ async def _once(place: Stand, side: Side, issue: int, number: int) -> float:
     else:
         comment = await side.stage.people["alice"].comment(issue, f"/dispatch status\n\n{number}")
     seen = await place.until(side, lambda: place.eyes(side, issue, comment))
-    await asyncio.sleep(PAUSE_SECONDS)
+    await place.rest(PAUSE_SECONDS)
     return seen - began
 
 
 async def measure(*, runs: int, comments: int = 40, live: bool = False) -> list[Row]:
-    """`comments` comments a run to either side, in turn."""
+    """`comments` comments a run to either side, in turn; on a real forge fewer and slower."""
     taken: dict[str, list[float]] = {"ours": [], "floor": []}
     async with stand(live=live) as place:
         ours, floor = await place.side("ours"), await place.side("floor")
         await place.serve(ours)
         await place.floor(floor, "floor_bot.py")
         issues: dict[str, int] = {}
-        for number in range(-2, comments * runs):
+        for number in range(-2, (min(comments, LIVE_COMMENTS) if live else comments) * runs):
             for side in (ours, floor):
                 if number % PER_ISSUE == 0 or side.name not in issues:
                     issues[side.name] = await side.stage.people["alice"].open_issue("how far is it")

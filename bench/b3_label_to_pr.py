@@ -16,7 +16,7 @@ async def _once(place: Stand, side: Side) -> float:
     alice = side.stage.people["alice"]
     issue = await alice.open_issue("slug keeps capitals", "script: three\n\nPlease mend `lib/slug.sh`.")
     before = await place.pulls(side)
-    await asyncio.sleep(REST_SECONDS)
+    await place.rest(REST_SECONDS)
     began = time.monotonic()
     await alice.label(issue, "dispatch")
 
@@ -30,7 +30,7 @@ async def _once(place: Stand, side: Side) -> float:
         return any(f"#{number}" in body for body in await place.comments(side, issue))
 
     await place.until(side, said)
-    await asyncio.sleep(REST_SECONDS)
+    await place.rest(REST_SECONDS)
     return seen - began
 
 

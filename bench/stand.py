@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -35,6 +36,9 @@ LIVE_URL, LIVE_TOKEN = os.environ.get("GITEA_URL", ""), os.environ.get("GITEA_AD
 START_SECONDS = 30.0
 POLL_SECONDS = 0.001
 LIVE_POLL_SECONDS = 0.02
+# A real Gitea looks for deliveries to send at growing distances, up to two seconds, while there are none: a round that began
+# at a fixed moment of that rhythm would measure the rhythm.
+LIVE_REST_SECONDS = (0.5, 3.0)
 
 
 def three(talk: Talk) -> Turn:
@@ -188,6 +192,10 @@ class Stand:
         self._token = token
         self._mark = secrets.token_hex(3)
         self.sides: list[Side] = []
+
+    async def rest(self, seconds: float) -> None:
+        """Between two rounds: `seconds`, on a real Gitea a random while."""
+        await asyncio.sleep(seconds if self.forge is not None else random.uniform(*LIVE_REST_SECONDS))
 
     @property
     def kind(self) -> str:

@@ -407,7 +407,7 @@ async def test_a_timeline_may_begin_with_a_hidden_page():
     pages = [(200, JSON, None), (200, own_count, [{"id": 1}]), (200, own_count, [{"id": 2}]), (200, JSON, None)]
     api = Canned(*pages)
     assert await collect(api, "/timeline") == [1, 2]
-    assert len(api.sent) == 5
+    assert len(api.sent) == 6, "three pages are asked for at a time"
 
 
 async def test_seventy_five_of_seventy_five_in_two_requests():

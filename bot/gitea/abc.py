@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 from bot.gitea import errors, sansio
 
 MAX_ATTEMPTS = 4
+# The least a timeline takes: a page with something, and two without before its end is sure.
+TIMELINE_PAGES = 3
 BUDGET_SECONDS = 120.0
 MAX_REDIRECTS = 3
 PAGE_LIMIT = 50
@@ -104,10 +107,17 @@ class GiteaAPI(abc.ABC):
         seen: set[object] = set()
         previous: set[object] = set()
         page, empty_pages, last_total = 0, 0, None
+        pages: dict[int, tuple[Any, Mapping[str, str]]] = {}
         while True:
             page += 1
-            query = {**(params or {}), "page": page, "limit": limit}
-            reply, headers = await self._call("GET", url, params=query, variables=variables, probe=probe)
+            if page not in pages:
+                wanted = range(page, page + (TIMELINE_PAGES if is_timeline else 1))
+                asks = (
+                    self._call("GET", url, params={**(params or {}), "page": number, "limit": limit}, variables=variables, probe=probe)
+                    for number in wanted
+                )
+                pages = dict(zip(wanted, await asyncio.gather(*asks), strict=True))
+            reply, headers = pages[page]
             items = sansio.page_items(reply, key)
             if items is None:
                 raise errors.BadReply("a list was expected", status=200, method="GET", route=url, headers=headers)

@@ -28,7 +28,7 @@ from bot.models import (
 )
 from bot.repo_config import narrow
 from bot.sprint._ends import Stopped, end_with, requeue
-from bot.sprint._stage import Stage
+from bot.sprint._stage import Stage, all_or_none
 from bot.store import follow_ups, plans, skips, sprints
 
 LAST_BRANCH = 9
@@ -102,7 +102,7 @@ class Prepare(Stage):
         """Whether the work may begin, and where."""
         kit = self.kit
         repository = self._repo(view)[1]
-        _, issue, config, (pulls, blockers), standing = await asyncio.gather(
+        _, issue, config, (pulls, blockers), standing = await all_or_none(
             self._allowed(view, repo),
             self._issue(repo, view.issue.number),
             kit.repositories.config(view.repo_id, fresh=True),

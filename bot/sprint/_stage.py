@@ -309,3 +309,14 @@ class Stage:
 
 def _pull_state(pull: Mapping[str, Any]) -> str:
     return "merged" if pull.get("merged") else str(pull.get("state") or "open")
+
+
+async def all_or_none(*work: Awaitable[Any]) -> list[Any]:
+    """What all of them return; where one fails the others end before its error is raised, so that none goes on behind a step that has ended."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

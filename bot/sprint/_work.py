@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bot import feedback, prompt, rounds
 from bot.agents import AgentEnd, AgentJob, AgentResult
@@ -19,6 +19,7 @@ from bot.gitea.errors import Forbidden, NotFound
 from bot.models import (
     REVISES_PLAN,
     Actor,
+    Comment,
     EventKind,
     FailureReason,
     IssueRef,
@@ -36,6 +37,7 @@ from bot.models import (
 )
 from bot.sprint._ends import Stopped, _why, end_with, requeue
 from bot.sprint._prepare import Prepare
+from bot.sprint._stage import all_or_none
 from bot.store import follow_ups, plans, sprints, steps
 from bot.trajectory import StoredTrajectory
 
@@ -83,10 +85,15 @@ class Work(Prepare):
         self._check_stop(view)
         await self._advance(view, k, SprintState.WORKING, [SprintState.PREPARING])
         repo, _ = self._repo(view)
-        attempt, workdir = await self._ensure_workspace(view, k, repo)
+        # What people wrote is read while the tree is made.
+        (attempt, workdir), issue, comments = await all_or_none(
+            self._ensure_workspace(view, k, repo),
+            self._issue(repo, view.issue.number),
+            kit.decider.trusted_comments(view.repo_id, repo, view.issue.number),
+        )
         deadline_ms = await self._deadline(view)
         _, repository = await self._narrowed(view)
-        job = await self._job(view, k, repo, attempt, workdir, deadline_ms, repository)
+        job = await self._job(view, k, repo, attempt, workdir, deadline_ms, repository, issue, comments)
         result = await self._run_agent(view, job)
         if self._halting and result.end is AgentEnd.STOPPED:
             await self._park()
@@ -160,14 +167,19 @@ class Work(Prepare):
                 raise end_with(OutcomeKind.FAILED, f"{command} {how}{output}", FailureReason.SETUP)
 
     async def _job(
-        self, view: SprintView, k: int, repo: str, attempt: int, workdir: Path, deadline_ms: int, repository: RepositorySettings
+        self,
+        view: SprintView,
+        k: int,
+        repo: str,
+        attempt: int,
+        workdir: Path,
+        deadline_ms: int,
+        repository: RepositorySettings,
+        issue: Mapping[str, Any],
+        comments: list[Comment],
     ) -> AgentJob:
         kit = self.kit
-        issue, comments, agents = await asyncio.gather(
-            self._issue(repo, view.issue.number),
-            kit.decider.trusted_comments(view.repo_id, repo, view.issue.number),
-            kit.workspaces.read_base_file(view.id, view.base_sha, "AGENTS.md", AGENTS_BYTES),
-        )
+        agents = await kit.workspaces.read_base_file(view.id, view.base_sha, "AGENTS.md", AGENTS_BYTES)
         digest = text_hash(str(issue.get("title") or ""), str(issue.get("body") or ""))
         fresh = await kit.store.read(lambda conn: sprints.get(conn, view.id))
         if fresh is not None and digest != fresh.text_hash:
