@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import structlog
 from sqlalchemy.engine import Connection
@@ -120,16 +121,30 @@ class Projector:
     async def _show(self, place: tuple[int, int]) -> None:
         try:
             async with self._limit:
-                await self._show_replies(place)
-                await self._show_sprints(place)
+                entries, taken, newest = await self._store.write(partial(self._take, place))
+                if entries:
+                    await self._show_replies(entries)
+                    taken, newest = await self._store.write(partial(self._take_sprints, place))
+                await self._show_sprints(taken, newest)
         except Exception:
             log.exception("projector.show", repo_id=place[0], issue=place[1])
         finally:
             self._busy.discard(place)
             self._event.set()
 
-    async def _show_replies(self, place: tuple[int, int]) -> None:
-        entries = await self._store.write(lambda conn: outbox.take(conn, *place, now_ms=self._now_ms(), lease_ms=LEASE_MS))
+    def _take(self, place: tuple[int, int], conn: Connection) -> tuple[list[outbox.Entry], list[Any], str | None]:
+        """Replies and reactions due at one issue; where there are none, its sprints and which of them is the newest.
+
+        Not both: what is claimed is to be shown at once, and the sprints come after the replies.
+        """
+        entries = outbox.take(conn, *place, now_ms=self._now_ms(), lease_ms=LEASE_MS)
+        return (entries, [], None) if entries else ([], *self._take_sprints(place, conn))
+
+    def _take_sprints(self, place: tuple[int, int], conn: Connection) -> tuple[list[Any], str | None]:
+        taken = sprints.show_take(conn, *place, now_ms=self._now_ms(), lease_ms=LEASE_MS)
+        return taken, sprints.newest(conn, *place) if taken else None
+
+    async def _show_replies(self, entries: Iterable[outbox.Entry]) -> None:
         for entry in entries:
             try:
                 await self._show_reply(entry)
@@ -195,9 +210,7 @@ class Projector:
             with contextlib.suppress(Archived, Forbidden, NotFound):
                 await self._forge.react_issue(repo, entry.issue, entry.reaction)
 
-    async def _show_sprints(self, place: tuple[int, int]) -> None:
-        taken = await self._store.write(lambda conn: sprints.show_take(conn, *place, now_ms=self._now_ms(), lease_ms=LEASE_MS))
-        newest = await self._store.read(lambda conn: sprints.newest(conn, *place)) if taken else None
+    async def _show_sprints(self, taken: Iterable[Any], newest: str | None) -> None:
         for view, _, _, _, tries in taken:
             try:
                 await self._show_sprint(view.id, first=tries == 1, newest=view.id == newest)
