@@ -57,8 +57,8 @@ class Plain:
 
     @property
     def owner(self) -> int | None:
-        """The uid commands run under; None when the service is not root and shares its own."""
-        return self._settings.user if os.getuid() == 0 else None
+        """The uid commands run under; None when the service is not root, or only root exists where it runs, and it shares its own."""
+        return self._settings.user if os.getuid() == 0 and _exists(self._settings.user) else None
 
     async def run(
         self,
@@ -141,3 +141,9 @@ def _drop_homes_of_the_dead(state_dir: Path) -> None:
         pid = home.name.split("-")[1]
         if not pid.isdigit() or not (Path("/proc") / pid).exists():
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _exists(uid: int) -> bool:
+    """Whether this user namespace knows the uid (user_namespaces(7)): a rootless container may have mapped none but root."""
+    lines = (line.split() for line in Path("/proc/self/uid_map").read_text().splitlines())
+    return any(int(first) <= uid < int(first) + int(count) for first, _, count in lines)
