@@ -54,6 +54,8 @@ DEFAULT_VERB = "run"
 MARKER = "<!-- timmy-dispatch:v1"
 BODY_CAP = 65_536
 TEXT_CAP = 2_000
+# Links are matched in quadratic time: of one paragraph no more is read, so that no comment holds everything up.
+PARAGRAPH_CAP = 4_000
 
 _CANDIDATE = re.compile(r"(?im)^[^A-Za-z/\n]*/dispatch(?:\s|$)")
 _COMMAND = re.compile(r"/dispatch(?:[^\S\n][^\n]*)?(?=\n|\Z)", re.IGNORECASE)
@@ -157,6 +159,11 @@ def addressed_key(repo_id: int, issue: int) -> str:
     return f"addressed:{repo_id}:{issue}"
 
 
+def unread_key(repo_id: int, issue: int) -> str:
+    """The intent key of the one hint on an issue or pull request where somebody wrote a command in a place that none is read from."""
+    return f"unread:{repo_id}:{issue}"
+
+
 def launcher_key(repo_id: int, issue: int, attempt: int) -> str:
     """The intent key of a backlog pick."""
     return f"launch:{repo_id}:{issue}:{attempt}"
@@ -221,7 +228,8 @@ def mentions(body: str, login: str) -> bool:
     quotes = 0
     for token in _markdown().parse(text, references):
         quotes += (token.type == "blockquote_open") - (token.type == "blockquote_close")
-        if token.type == "inline" and not quotes and name.search(_said(token.content, references)):
+        said = token.content[:PARAGRAPH_CAP] if token.type == "inline" and not quotes else ""
+        if name.search(said) and name.search(_said(said, references)):
             return True
     return False
 
@@ -260,7 +268,7 @@ def _commands(text: str) -> Iterator[tuple[str, str]]:
     references: dict[str, object] = {}
     for source in _paragraphs(_markdown().parse(text, references)):
         tokens: list[Token] = []
-        _markdown().inline.parse(source, _markdown(), references, tokens)
+        _markdown().inline.parse(source[:PARAGRAPH_CAP], _markdown(), references, tokens)
         spans = [token.meta for token in tokens if token.type == "dispatch"]
         ends = [span["start"] for span in spans[1:]] + [len(source)]
         for span, end in zip(spans, ends, strict=False):
@@ -432,7 +440,7 @@ class Desk(Protocol):
         """The newest timeline item of an issue that assigned the bot and is not followed by its unassignment; asks the forge."""
 
     async def active_trigger(self, repo_id: RepoId, number: int) -> str:
-        """The intent key of what started the issue's active sprint; "" where none is active."""
+        """The intent key of what started the issue's active sprint, or else the one that made the plan that waits; "" where there is neither."""
 
 
 class Queue(Protocol):
@@ -457,6 +465,9 @@ class Queue(Protocol):
 
     def end_plan(self, plan: Plan, state: PlanState, *, by: str, reason: str = "") -> bool:
         """A plan that waits, waits no longer; False where somebody was first."""
+
+    def revise(self, sprint_id: SprintId, by: str, *, instructions: str, options: Mapping[str, str]) -> bool:
+        """A planning sprint makes its plan with these instructions and options, anew where it has begun; False where it ends already."""
 
     def told_of_text(self, plan: Plan, digest: str) -> None:
         """People were told that the issue's text is another one than the plan's; that very text may be approved now."""

@@ -112,11 +112,13 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
 
-def load(path: Path, *, environ: Mapping[str, str]) -> Loaded:
+def load(path: Path, *, environ: Mapping[str, str], serves: bool = True) -> Loaded:
     """Reads `path` and the secrets it names. Raises ConfigError with every fault found, as `FILE:LINE: KEY: what is wrong. Remedy: what to do.`
 
     Relative paths in the file are taken from its folder. Each secret is looked for in $CREDENTIALS_DIRECTORY (`forge-token`, `webhook-secret` and
     `webhook-secret-*`, `pages-token`, `alerts-token`, `provider-NAME`), then in the file that the settings name, then in the environment, which is warned of.
+    A process that hears nothing (`serves` is false: a worker, a look at the database) needs none of the first four: it takes along those it can read, only to
+    keep them out of texts, and misses no other.
     """
     document = parse(path)
     if document.faults:
@@ -124,7 +126,7 @@ def load(path: Path, *, environ: Mapping[str, str]) -> Loaded:
     _complete(document, environ)
     settings = _settings(document)
     _cross_checks(document)
-    secrets = _secrets(document, environ)
+    secrets = _secrets(document, environ, serves=serves)
     if document.faults or settings is None:
         raise ConfigError(document.told(document.faults))
     return Loaded(settings, secrets, tuple(document.told(document.warnings)))
@@ -185,6 +187,8 @@ def _long_enough(value: str, where: str) -> Secret:
             f"the secret in {where} is shorter than {MINIMUM_LENGTH} characters",
             "make a longer one, for example with `openssl rand -hex 32`",
         )
+    if any(not character.isprintable() for character in value):
+        raise UnfitError(f"the secret in {where} holds a line break or another control character", "write it as one line")
     return Secret(value)
 
 
@@ -374,7 +378,7 @@ def _check_addresses(document: Document, forge: str, public: str) -> None:
         )
 
 
-def _secrets(document: Document, environ: Mapping[str, str]) -> Secrets:
+def _secrets(document: Document, environ: Mapping[str, str], *, serves: bool) -> Secrets:
     """What could be read; what could not is a fault of the document, and then the record is never handed out."""
     credentials = environ.get("CREDENTIALS_DIRECTORY", "")
     folder = Path(credentials) if credentials else None
@@ -385,8 +389,9 @@ def _secrets(document: Document, environ: Mapping[str, str]) -> Secrets:
             "there is no token for the forge",
             f"name a file with it, give systemd the credential `{FORGE_TOKEN}`, or run `timmy-dispatch init`",
         )
-    webhook = _webhook_secrets(document, environ, folder)
     keys = [_provider_key(document, environ, folder, index) for index in range(document.count("providers"))]
+    faults, warnings = len(document.faults), len(document.warnings)
+    webhook = _webhook_secrets(document, environ, folder)
     pages = _one(document, environ, folder, name=PAGES_TOKEN, at=("pages", "token_file"), variable="")
     if pages is None and document.get("pages", "visibility") == "token":
         document.fault(
@@ -394,7 +399,10 @@ def _secrets(document: Document, environ: Mapping[str, str]) -> Secrets:
             "there is no access token for the pages, and `visibility: token` needs one",
             f"name a file with it (`openssl rand -hex 32`), or give systemd the credential `{PAGES_TOKEN}`",
         )
-    return Secrets(token or Secret(""), tuple(webhook), tuple(keys), pages, _alerts_token(document, environ, folder))
+    alerts = _alerts_token(document, environ, folder)
+    if not serves:
+        del document.faults[faults:], document.warnings[warnings:]
+    return Secrets(token or Secret(""), tuple(webhook), tuple(keys), pages or None, alerts or None)
 
 
 def _alerts_token(document: Document, environ: Mapping[str, str], folder: Path | None) -> Secret | None:
@@ -423,7 +431,11 @@ def _webhook_secrets(document: Document, environ: Mapping[str, str], folder: Pat
     if not found and (value := environ.get(WEBHOOK_SECRET_VARIABLE)) is not None:
         found = [_from_environment(document, at, WEBHOOK_SECRET_VARIABLE, value)]
     if not found and not entries:
-        document.fault(at, "there is no webhook secret, and unsigned deliveries are refused", "run `timmy-dispatch init`, which makes one")
+        document.fault(
+            at,
+            "there is no webhook secret, and unsigned deliveries are refused",
+            "run `timmy-dispatch init`, which makes one; a machine that only runs `worker` needs none (`check-config --worker`)",
+        )
     return [secret for secret in found if secret is not None]
 
 

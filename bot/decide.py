@@ -91,10 +91,21 @@ class Decider:
         now = time.monotonic()
         if known is not None and now - known[0] < PERMISSION_SECONDS:
             return known[1]
-        level = Permission.parse(await self._forge.permission(repo, actor.login))
+        level = Permission.parse(await self._permission(repo_id, repo, actor))
         self._levels = {other: value for other, value in self._levels.items() if now - value[0] < PERMISSION_SECONDS}
         self._levels[key] = (now, level)
         return level
+
+    async def _permission(self, repo_id: RepoId, repo: str, actor: Actor) -> str:
+        """The forge answers by name only. A name that it does not know may be a former one, and says nothing where the repository is out of sight."""
+        try:
+            return await self._forge.permission(repo, actor.login)
+        except NotFound:
+            await self._repositories.must_be_seen(repo_id)
+            login = await self._forge.login_of(actor.id)
+            if not login or login.casefold() == actor.login.casefold():
+                raise
+        return await self._forge.permission(repo, login)
 
     async def recheck(self, repo_id: RepoId, repo: str, actor: Actor) -> Allowed | Denied | NotYet:
         """The gate again, with the level as it is at this very moment: before a sprint prepares, and before it pushes."""
@@ -251,6 +262,12 @@ class Decider:
                 raise AskAgain(str(error)) from error
             raise AskAgain("the repository has another name; asking again under it") from None
         except NotFound:
+            try:
+                await self._repositories.must_be_seen(ask.repo_id)
+            except ForgeError as error:
+                if ask.actor.is_terminal or chatops.is_forge_act(ask):
+                    return None
+                raise AskAgain(str(error)) from error
             command = self._commands.get(ask.verb)
             return Verdict("error", "the issue is gone", Reply()) if command is not None and command.wants else None
         except ForgeError as error:

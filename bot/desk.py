@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
 from bot.chatops import LabelAdded
 from bot.config import Settings
 from bot.gitea.forge import Forge
-from bot.models import Actor, RepoId
-from bot.store import Store, sprints
+from bot.models import Actor, PlanState, RepoId
+from bot.store import Store, plans, sprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,16 @@ class ForgeDesk:
         return _credited(await self.forge.assigner(repo, number, self.me_id))
 
     async def active_trigger(self, repo_id: RepoId, number: int) -> str:
-        """The intent key of what started the issue's active sprint, or ""."""
-        active = await self.store.read(lambda conn: sprints.active(conn, repo_id, number))
-        return active.intent_key if active is not None else ""
+        """The intent key of what started the issue's active sprint, or else the one that made the plan that waits, or ""."""
+
+        def read(conn: Connection) -> str:
+            active = sprints.active(conn, repo_id, number)
+            plan = plans.newest(conn, repo_id, number) if active is None else None
+            if plan is not None and plan.state is PlanState.WAITING:
+                active = sprints.get(conn, plan.id)
+            return active.intent_key if active is not None else ""
+
+        return await self.store.read(read)
 
 
 def _credited(found: tuple[int, dict[str, Any], str] | None) -> LabelAdded | None:

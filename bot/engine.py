@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, _sys_db
 from dbos._queue import queue_worker_thread
 from dbos._serialization import DefaultSerializer
+from dbos._utils import retriable_sqlite_exception
 from sqlalchemy.engine import Connection, make_url
 
 from bot.models import Json
@@ -94,6 +95,7 @@ class Engine:
         self._poll = poll_seconds
         self._fast = fast_shutdown
         self._scheduled: dict[str, tuple[str, Scheduled]] = {}
+        self._running: set[str] = set()
         self._client: DBOSClient | None = None
         self._wake = _Wakeable()
         self._worker: threading.Thread | None = None
@@ -111,6 +113,7 @@ class Engine:
     async def launch(self) -> None:
         """Registers the workflows and begins to take work."""
         _refuse_pickle()
+        _wait_for_the_disk()
         logger = logging.getLogger("dbos")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())
@@ -170,6 +173,13 @@ class Engine:
         settle = step("settle", stages.settle)
 
         async def sprint(sprint_id: str, k: int) -> str:
+            self._running.add(workflow_id(sprint_id, k))
+            try:
+                return await through(sprint_id, k)
+            finally:
+                self._running.discard(workflow_id(sprint_id, k))
+
+        async def through(sprint_id: str, k: int) -> str:
             end: Json = {}
             for way in ways:
                 end = await way(sprint_id, k)
@@ -219,6 +229,13 @@ class Engine:
         """Executors that own a running workflow of ours."""
         sql = f"SELECT DISTINCT executor_id FROM {self._table} WHERE status='PENDING' AND application_version=:v"
         return [row[0] for row in conn.execute(sa.text(sql), {"v": VERSION}) if row[0]]
+
+    def lost(self, conn: Connection) -> list[str]:
+        """Workflows of sprints that this process owns and does not run: where the database refused to record a step (a full disk), the
+        engine lets a workflow go and leaves its row as it was.
+        """
+        sql = f"SELECT workflow_uuid FROM {self._table} WHERE status='PENDING' AND executor_id=:me AND workflow_uuid LIKE 'sprint:%'"
+        return [row[0] for row in conn.execute(sa.text(sql), {"me": self._executor_id}) if row[0] not in self._running]
 
     def statuses(self, conn: Connection, ids: Sequence[str]) -> dict[str, str]:
         """Workflow id -> status, of those that exist."""
@@ -320,6 +337,17 @@ def _valid(value: Any) -> Any:
     if isinstance(value, dict):
         return {_valid(key): _valid(item) for key, item in value.items()}
     return value
+
+
+def _wait_for_the_disk() -> None:
+    """What the engine cannot record because SQLite's disk is full it tries again, as where a server is away; else it would let go of the workflow."""
+    original = retriable_sqlite_exception
+
+    def retriable(error: Exception) -> bool:
+        said = str(getattr(error, "orig", None) or error)
+        return original(error) or "database or disk is full" in said or "disk I/O error" in said
+
+    setattr(_sys_db, "retriable_sqlite_exception", retriable)  # noqa: B010 - the library has no switch for it
 
 
 def _refuse_pickle() -> None:

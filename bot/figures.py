@@ -13,6 +13,9 @@ LONGEST_MS = 366 * 24 * HOUR_MS
 GOOD = frozenset({OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED})
 EXAMPLES = 3
 BUCKETS = 24
+SPELLS = 20
+# Verdicts on the fleet that a person asks about in the morning, the worst first.
+TROUBLED = ("stalled", "degraded", "paused")
 
 _UNITS = {"m": HOUR_MS // 60, "min": HOUR_MS // 60, "h": HOUR_MS, "d": 24 * HOUR_MS, "w": 7 * 24 * HOUR_MS}
 
@@ -96,6 +99,31 @@ class Downtime:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictTime:
+    """How often one verdict on the fleet held in the window, and how long together and at most (ms)."""
+
+    verdict: str
+    count: int
+    total_ms: int
+    longest_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spell:
+    """One time in which a verdict on the fleet held: from when until when (Unix ms), how long of it lies in the window (ms), whether it still holds, the
+    codes of the faults that were seen in it, and the evidence it began with.
+    """
+
+    verdict: str
+    from_ms: int
+    until_ms: int
+    inside_ms: int
+    lasts: bool = False
+    causes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A slice of the window: sprints that ended in a pull request, all other ends, and what was spent (USD) on those that ended."""
 
@@ -114,7 +142,9 @@ class Figures:
     started. `usd`, `tokens` and `steps` belong to the settled sprints; `calls`, `failed_calls` and `calls_usd` are the model calls made in the window,
     reserves included. `waits` counts decisions that a sprint must wait, by reason; `crashes` workers' deaths under sprints that settled, `requeues` how
     often those went back to the queue. `acts` counts what the watchdog and the breaker decided. `outages` are the providers down now, `downtimes` the
-    time in the window in which one was. `running` and `queued` are as of now.
+    time in the window in which one was. `verdicts` is the time of each verdict on the fleet, `spells` the stalls, degradations and pauses one by one (at
+    most SPELLS, stalls before others, the newest before older ones), `unwatched_ms` how long nobody judged because no service ran. `running` and `queued`
+    are as of now.
     """
 
     since_ms: int
@@ -144,6 +174,9 @@ class Figures:
     acts: Mapping[str, int] = field(default_factory=dict)
     outages: tuple[Outage, ...] = ()
     downtimes: tuple[Downtime, ...] = ()
+    verdicts: tuple[VerdictTime, ...] = ()
+    spells: tuple[Spell, ...] = ()
+    unwatched_ms: int = 0
     commands: Mapping[str, int] = field(default_factory=dict)
     deliveries: Mapping[str, int] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()

@@ -181,7 +181,8 @@ class FollowUps:
             return Verdict("denied", f"red checks are left to people by the label {label}", Reply())
         tries = await self._store.read(lambda conn: follow_ups.tries(conn, ask.repo_id, pull.issue))
         told = {"why": ask.text, "tries": len(tries)}
-        if tries and tries[-1][1] == kind:
+        # Also where another failure lay between: one that comes back after it was mended is a circle.
+        if any(known == kind for _, known in tries):
             return Verdict("denied", "the same checks fail in the same way after a follow-up", Reply("checks_same", told))
         if len(tries) >= self._settings.follow_ups.check_tries:
             return Verdict("denied", f"{len(tries)} follow-ups did not make the checks green", Reply("checks_tried", told))

@@ -33,7 +33,8 @@ def work_of(pulls: Iterable[Mapping[str, Any]], *, me_id: int, repo_id: int, iss
         elif not own and re.search(rf"(?i)(?:^|[/_-])issues?[/_-]?{issue}(?![0-9])", branch):
             how = "has a branch of its name"
         if how:
-            found.append(OpenPull(int(pull["number"]), str(user.get("login") or ""), how, own))
+            base = str((pull.get("base") or {}).get("ref") or "")
+            found.append(OpenPull(int(pull["number"]), str(user.get("login") or ""), how, own, base))
     return tuple(found)
 
 

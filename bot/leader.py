@@ -59,7 +59,7 @@ class Leader:
         self._event = asyncio.Event()
         self._places: dict[str, int] = {}
         self._held: dict[int, WaitingReason] | None = None
-        self._last = dict.fromkeys(("sweep", "age", "far", "hold"), 0.0)
+        self._last = dict.fromkeys(("sweep", "age", "far", "hold", "lost"), 0.0)
 
     def kick(self) -> None:
         """Something changed: look at the queue now."""
@@ -69,6 +69,8 @@ class Leader:
         """Until cancelled."""
         while True:
             try:
+                if self._due("lost", self._settings.timing.beat_seconds):
+                    await self._requeue_lost()
                 if self._is_leader():
                     await self.round()
             except Exception:
@@ -215,7 +217,7 @@ class Leader:
         settled = await self._store.write(self._sweep_orphans)
         foreign = await self._store.read(self._foreign)
         for workflow in foreign:
-            await self._requeue_foreign(workflow)
+            await self._requeue(workflow, "the service was upgraded")
         if settled:
             log.warning("leader.orphans_settled", sprints=settled)
         if settled or foreign:
@@ -253,14 +255,26 @@ class Leader:
                 settled.append(sprint)
         return settled
 
-    async def _requeue_foreign(self, workflow: str) -> None:
+    async def _requeue_lost(self) -> None:
+        """What this process took and does not run any more; in each process, because no other knows what it runs."""
+        for workflow in await self._store.read(self._lost):
+            log.warning("leader.lost", workflow=workflow)
+            await self._requeue(workflow, "its run was lost")
+            self._kick_projector()
+
+    def _lost(self, conn: Connection) -> list[str]:
+        lost = set(self._engine.lost(conn))
+        if not lost:
+            return []
+        before = self._now_ms() - int(self._settings.timing.lease_seconds * 1000)
+        return [workflow_id(sprint, k) for sprint, k, _, _ in sprints.untouched(conn, before_ms=before) if workflow_id(sprint, k) in lost]
+
+    async def _requeue(self, workflow: str, note: str) -> None:
         sprint, k = parse_workflow_id(workflow)
         await self._engine.cancel(sprint, k)
         now = self._now_ms()
         await self._store.write(
-            lambda conn: sprints.requeue(
-                conn, sprint, k, me=None, reason=WaitingReason.REQUEUED, note="the service was upgraded", not_before_ms=0, now_ms=now
-            )
+            lambda conn: sprints.requeue(conn, sprint, k, me=None, reason=WaitingReason.REQUEUED, note=note, not_before_ms=0, now_ms=now)
         )
 
     async def _show_places(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import tempfile
 import threading
@@ -24,6 +25,7 @@ HELD_POLL = 0.2
 STOP_SECONDS = 3.0
 SERVES = b"serve"
 LEADER = "leader"
+NODE = re.compile(rb"[A-Za-z0-9._-]{1,64}\n?")
 
 
 class Fenced(DispatchError):
@@ -288,15 +290,20 @@ class Lease:
 def node_name(state_dir: Path) -> str:
     """A name of this state folder that outlives restarts and host names; of several that begin at once one names it."""
     path = state_dir / "node"
-    if not path.exists():
+    # Cut short or overwritten: then the folder gets a new name, and work of the old one is taken over as that of a host that is gone.
+    damaged = path.exists() and NODE.fullmatch(path.read_bytes()) is None
+    if damaged or not path.exists():
         descriptor, draft = tempfile.mkstemp(prefix=".node.", dir=state_dir)
         try:
             os.write(descriptor, secrets.token_hex(4).encode() + b"\n")
-            with contextlib.suppress(FileExistsError):
+            os.fsync(descriptor)
+            if damaged:
+                Path(draft).replace(path)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(draft, path)
         finally:
             os.close(descriptor)
-            Path(draft).unlink()
+            Path(draft).unlink(missing_ok=True)
     return path.read_text(encoding="ascii").strip()
 
 

@@ -415,6 +415,8 @@ class Metrics:
         self._zero(self._enqueued.at, product(Source))
         self._zero(self._started.at, product(words.agents))
         self._zero(self._sprint_seconds.at, product(words.agents, words.models, ("pull_request", "no_change", "failed")))
+        # A sprint that fails before its first call has no model; unseen at zero, the first of them would be missing in every rate.
+        self._zero(self._sprint_seconds.at, product((*words.agents, OTHER), (OTHER,), ("failed",)))
         self._zero(self._failures.at, product(FailureReason))
         self._zero(self._pulls.at, product(("opened", "updated", "merged", "closed_unmerged", "reverted"), words.models))
         self._zero(self._llm_requests.at, ((*pair, result) for pair in words.chain for result in LLM_RESULTS))
@@ -676,6 +678,10 @@ def _sampled() -> dict[str, tuple[str, tuple[Label, ...]]]:
         "tmux_panes": (
             "Panes of our own tmux sessions by what they do.",
             (Label("session", (), "our own tmux sessions"), Label("state", tuple(PaneState))),
+        ),
+        "agent_up": (
+            "1 if the process in a lane's pane lives; absent where the lane was stopped by a person or the fleet is paused.",
+            (Label("agent", (), "our own lanes"),),
         ),
         "worker_memory_bytes": ("Resident memory of a worker's process on this host.", (worker,)),
         "worker_start_timestamp_seconds": ("When the process of a worker on this host began.", (worker,)),

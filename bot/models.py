@@ -154,6 +154,8 @@ class Stop(StrEnum):
     REQUEUE = "requeue"
     DRAIN = "drain"
     STALLED = "stalled"
+    # A planning sprint begins its plan anew, because a person said what should be different.
+    REVISE = "revise"
 
 
 class Source(StrEnum):
@@ -267,12 +269,16 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class OpenPull:
-    """An open pull request that does the work of an issue; `own` where the bot opened it, `how` says by what it is known (half a sentence)."""
+    """An open pull request that does the work of an issue; `own` where the bot opened it, `how` says by what it is known (half a sentence).
+
+    `base` is the branch that it goes into.
+    """
 
     number: int
     author: str
     how: str
     own: bool = False
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,12 @@ from bot.store import Store, outbox, plans, sprints, waits
 log = structlog.get_logger()
 
 LEASE_MS = 15_000
+FAILED_SECONDS = 1.0
 AT_ONCE = 8
 FIRST_BACKOFF_MS = 1_000
 LAST_BACKOFF_MS = 300_000
+# About a day: then a repository that is out of sight is taken to be gone.
+LAST_TRY = 290
 SINCE = timedelta(minutes=1)
 
 
@@ -128,6 +131,8 @@ class Projector:
                 await self._show_sprints(taken, newest)
         except Exception:
             log.exception("projector.show", repo_id=place[0], issue=place[1])
+            # The database is away, say: at once again would be a loop that does nothing but fail.
+            await asyncio.sleep(max(self._tick, FAILED_SECONDS))
         finally:
             self._busy.discard(place)
             self._event.set()
@@ -285,6 +290,12 @@ class Projector:
     async def _after(self, error: ForgeError, repo_id: int, tries: int, *, kind: str, key: str) -> int | None:
         """When to try again, or None where it can never be shown: the issue is gone or the repository archived."""
         self._failed(kind)
+        if isinstance(error, NotFound) and tries < LAST_TRY:
+            try:
+                await self._repositories.must_be_seen(repo_id)
+            except ForgeError as unseen:
+                # Whoever took us off a private repository may put us back, and then the words must be true.
+                error = unseen
         if isinstance(error, NotFound | Archived):
             log.warning("projector.given_up", key=key, error=str(error))
             return None

@@ -180,6 +180,11 @@ _CLOSING = re.compile(
 )
 
 
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold. JSON spells some characters as two halves: two that meet become one, a half alone becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def neutralise(text: str) -> str:
     """Takes the effect, not the sense, out of text that is not ours: no command, mention, remote image, hidden marker, closing word, control character.
 

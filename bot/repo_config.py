@@ -26,6 +26,7 @@ SHOWN = 60
 _WANTED = {
     "int_type": "should be a whole number",
     "float_type": "should be a number",
+    "bool_type": "should be true or false",
     "string_type": "should be text (numbers in quotes)",
     "string_too_short": "should not be empty",
     "string_too_long": "is too long",
@@ -96,6 +97,11 @@ class RepoFile(_Part):
         default={}, max_length=50, description="Level a verb needs here, where that is higher than usual; a lower one changes nothing."
     )
     max_open_prs: int | None = Field(default=None, ge=1, description="Most open pull requests of the bot before the next issue waits.")
+    plan_first: bool = Field(
+        default=False,
+        description="Whether what nobody writes a comment for (label, assignment, backlog) begins with a plan that a person approves; "
+        "false changes nothing.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +191,7 @@ def narrow(settings: Settings, repository: RepositorySettings, config: RepoConfi
             "protected_paths": tuple(dict.fromkeys((*repository.protected_paths, *file.protected_paths))),
             "roles": {verb: _higher(repository.roles.get(verb), file.roles.get(verb)) for verb in {**repository.roles, **file.roles}},
             "max_open_prs": min(repository.max_open_prs or file.max_open_prs or 0, file.max_open_prs or repository.max_open_prs),
+            "plan_first": repository.plan_first or file.plan_first,
         }
     )
     skip = tuple(dict.fromkeys((*settings.skip_labels, *file.skip_labels)))

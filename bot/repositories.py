@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from bot.config import RepositorySettings, Settings
-from bot.gitea.errors import ForgeError, is_transient, may_recover
+from bot.gitea.errors import ForgeError, NotFound, Unavailable, is_transient, may_recover
 from bot.gitea.forge import Forge
 from bot.repo_config import FILE, MAX_BYTES, RepoConfig, not_a_file, parse_repo_config
 from bot.store import Store, cursors, pauses, plans, sprints
@@ -158,6 +158,16 @@ class Repositories:
         full_name = await self._forge.resolve(repo_id)
         await self.renamed(repo_id, full_name)
         return full_name
+
+    async def must_be_seen(self, repo_id: int) -> None:
+        """After a 404 of something in it: raises Unavailable where the forge does not show the repository itself.
+
+        Then it is deleted, or the bot has lost its access: nothing is known of what was asked for.
+        """
+        try:
+            await self._forge.repo_by_id(repo_id)
+        except NotFound as error:
+            raise Unavailable("the repository is gone, or hidden from me", status=error.status) from error
 
     async def config(self, repo_id: int, *, fresh: bool = False) -> RepoConfig:
         """What `.dispatch.yml` of the default branch says, at most CONFIG_SECONDS old; raises ForgeError.

@@ -35,14 +35,16 @@ from bot.discovery import discover
 from bot.engine import VERSION as ENGINE_VERSION
 from bot.engine import Engine
 from bot.failpoints import Failpoints
+from bot.fleet.chronicle import Chronicle
 from bot.fleet.collector import Collector
 from bot.fleet.exports import Exporter
+from bot.fleet.health import Thresholds, judge
 from bot.fleet.holds import Holds
 from bot.fleet.lanes import Lanes
 from bot.fleet.launcher import Launcher
 from bot.fleet.probes import Reach, hermes_root, probes
 from bot.fleet.report import MorningReport
-from bot.fleet.retention import prune_files, prune_journals, prune_rows
+from bot.fleet.retention import prune_aged, prune_files, prune_journals, prune_rows
 from bot.fleet.watchdog import Watchdog
 from bot.gitea.aiohttp import GiteaClient
 from bot.gitea.errors import ForgeError
@@ -50,12 +52,13 @@ from bot.gitea.forge import ROUTES, Forge
 from bot.gitea.routing import Router
 from bot.leader import Leader
 from bot.lease import Lease, node_name
-from bot.listeners import close, listen
+from bot.listeners import Door
 from bot.metrics import Metrics, Vocabulary
 from bot.models import EventKind, RepoId, SprintEvent, SprintId
 from bot.projector import Projector
 from bot.providers.chain import ProviderChain
 from bot.providers.entries import Resolver, hermes_home
+from bot.providers.health import available
 from bot.providers.nous import nous_login
 from bot.reader import ROUTES as READER_ROUTES
 from bot.reader import IssueReader, read_route
@@ -65,9 +68,10 @@ from bot.sandbox import Sandbox, SandboxUnavailable, WorkspaceFiles
 from bot.sandbox import build as build_sandbox
 from bot.sandbox.absent import NoSandbox
 from bot.settings import split_listen
-from bot.snapshot import Sampled
+from bot.snapshot import Fault, FleetSnapshot, Health, Reason, Sampled
 from bot.sprint import Kit, SprintStages
-from bot.store import Store, cursors, samples, waits
+from bot.store import Store, cursors, explain, may_come_back, samples, waits, watched
+from bot.store.fleet import snapshot
 from bot.stored_health import StoredHealth
 from bot.workspace import Workspaces
 from bot.workspace.bound import BoundSandbox
@@ -77,6 +81,7 @@ log = structlog.get_logger()
 EX_TEMPFAIL = 75
 LAG_SECONDS = 1.0
 ME_RETRY_SECONDS = 5.0
+STORE_RETRY_SECONDS = 5.0
 RETENTION_CRON = "0 17 3 * * *"
 FILES_EVERY_SECONDS = 3600.0
 # The engine looks for new schedules every five seconds.
@@ -132,7 +137,7 @@ class Rooms:
         self._fast = fast_shutdown
         self._observers = list(observers)
         self._tasks: list[asyncio.Task[None]] = []
-        self._runners: list[web.AppRunner] = []
+        self._doors: list[Door] = []
         self._closers: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._known_secrets = 0
         self._stopping = False
@@ -170,7 +175,7 @@ class Rooms:
         settings = self.settings
         self.store = Store(settings.database_url())
         self._closers.append(self._close_store)
-        self.store.open()
+        await self._open_store()
         self._build_forge()
         self._closers.append(self.client.close)
         self._build_sandbox()
@@ -199,12 +204,24 @@ class Rooms:
         await self._listen()
         self._started()
 
+    async def _open_store(self) -> None:
+        """A database server that is down when we start is waited for, as the forge is."""
+        while True:
+            try:
+                return await asyncio.to_thread(self.store.open)
+            except Exception as error:
+                if not may_come_back(error):
+                    raise
+                log.warning("service.database_away", error=explain(error), again_in_seconds=STORE_RETRY_SECONDS)
+            await asyncio.sleep(STORE_RETRY_SECONDS)
+
     def _works(self) -> list[Coroutine[Any, Any, None]]:
         """What runs from the start to the end."""
         works = [
             self.projector.run(),
             self.leader.run(),
             self.holds.run(),
+            self.chronicle.run(),
             self.stages.watch_stops(),
             self._measure_lag(),
             self._keep_files(),
@@ -231,8 +248,8 @@ class Rooms:
         await self.stages.release()
 
     async def _end_tasks(self) -> None:
-        for runner in self._runners:
-            await close(runner)
+        for door in self._doors:
+            await door.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -415,6 +432,20 @@ class Rooms:
             now_ms=now_ms,
         )
 
+    def _fleet(self, conn: Connection) -> tuple[FleetSnapshot, Health]:
+        """The facts of this moment and what they come to."""
+        lease_ms = int(self.settings.timing.lease_seconds * 1000)
+        found = snapshot(conn, worker_timeout_ms=lease_ms, available=available, node_id=self.lease.node_id)
+        return found, self._judge(found)
+
+    def _judge(self, found: FleetSnapshot) -> Health:
+        also = (Reason(Fault.SANDBOX_UNPROVEN, self.sandbox_error),) if self.sandbox_error else ()
+        return judge(found, Thresholds.of(self.settings, canary_age=self._canary_age(found)), also)
+
+    def _canary_age(self, _found: FleetSnapshot) -> float | None:
+        """How long ago (seconds) the forge agreed to send a test delivery; None where this process asks for none."""
+        return None
+
     def _links(self) -> replies.Links:
         """What is shown to people; a sprint's link carries a key unless everybody may see every page."""
         settings = self.settings
@@ -497,7 +528,7 @@ class Rooms:
             )
         )
         self.engine = Engine(
-            settings.database_url(),
+            watched(settings.database_url()),
             executor_id=self.lease.executor_id,
             stages=self.stages,
             slots=settings.queue.slots,
@@ -537,6 +568,7 @@ class Rooms:
                 logins=self.logins,
                 lanes=self.lanes,
                 make_room=self._make_room,
+                webhook_secret=next(iter(self.secrets.webhook_secrets), None),
                 kick_queue=self._kick_queue,
                 kick_projector=self.projector.kick,
             ),
@@ -549,6 +581,9 @@ class Rooms:
         )
         if self.settings.report.issue:
             self.engine.schedule("report", self.settings.report.schedule, self.morning_report.post)
+        self.chronicle = Chronicle(
+            self.store, settings=self.settings, judge=self._fleet, is_leader=lambda: self.lease.leader and self.lease.held()
+        )
         self.collector = Collector(
             self.store,
             self.forge,
@@ -610,12 +645,9 @@ class Rooms:
 
     async def _serve(self, app: web.Application, address: str) -> int:
         # Where a body was refused half-way, or a client only waits, the connection is not kept for the library's long defaults.
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, lingering_time=1.0, keepalive_timeout=75.0)
-        await runner.setup()
-        self._runners.append(runner)
-        host, port = split_listen(address)
-        _, bound = await listen(runner, host, port)
-        return bound
+        door = Door(app, access_log=None, shutdown_timeout=1.0, lingering_time=1.0, keepalive_timeout=75.0)
+        self._doors.append(door)
+        return await door.open(*split_listen(address))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -641,6 +673,7 @@ class Rooms:
         await self.engine.prune({"sched-": now - schedules, "sprint:": now - workflows})
         await self.store.write(lambda conn: prune_rows(conn, keep, now_ms()))
         await prune_journals(self.store, keep, now_ms())
+        await prune_aged(self.store, keep, now_ms())
 
     async def _make_room(self) -> str:
         """What retention allows to delete of this state folder, before its hour."""

@@ -6,14 +6,12 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import structlog
-from sqlalchemy.engine import Connection
 
 import handlers as handlers_package
 from bot import replies
 from bot.desk import ForgeDesk
 from bot.discovery import discover
 from bot.fleet.alerts import Mirror
-from bot.fleet.health import Thresholds, judge
 from bot.fleet.reconcile import Reconciler
 from bot.follow_ups import FollowUps
 from bot.gitea.aiohttp import GiteaClient
@@ -23,7 +21,7 @@ from bot.inbox import Inbox
 from bot.providers.health import available
 from bot.redaction import Secret
 from bot.rooms import Rooms, now_ms, program_version
-from bot.snapshot import Fault, FleetSnapshot, Health, Reason
+from bot.snapshot import FleetSnapshot
 from bot.store import Store
 from bot.store.fleet import snapshot
 from bot.web.alerts import receiver
@@ -106,6 +104,7 @@ class Service(Rooms):
             handled=self.metrics.webhook_handled,
             failpoint=self._failpoint,
             now_ms=now_ms,
+            hidden=[key for key in (self.secrets.forge_token, self.secrets.pages_token, self.secrets.alerts_token) if key],
         )
         self.pages = self._build_pages(me, self.links)
         self.mirror = self._build_mirror()
@@ -208,16 +207,9 @@ class Service(Rooms):
         self.metrics_port = await self._serve(watched, settings.metrics.listen)
         self.webhook_port = await self._serve(build(self.intake.receive, self.pages), settings.webhook.listen)
 
-    def _judge(self, found: FleetSnapshot) -> Health:
-        also = (Reason(Fault.SANDBOX_UNPROVEN, self.sandbox_error),) if self.sandbox_error else ()
+    def _canary_age(self, found: FleetSnapshot) -> float | None:
         tested = self.reconciler.tested_ms
-        canary_age = (found.now_ms - tested) / 1000 if tested else None
-        return judge(found, Thresholds.of(self.settings, canary_age=canary_age), also)
-
-    def _fleet(self, conn: Connection) -> tuple[FleetSnapshot, Health]:
-        lease_ms = int(self.settings.timing.lease_seconds * 1000)
-        found = snapshot(conn, worker_timeout_ms=lease_ms, available=available, node_id=self.lease.node_id)
-        return found, self._judge(found)
+        return (found.now_ms - tested) / 1000 if tested else None
 
     def _unready(self) -> str:
         if self._stopping:

@@ -369,7 +369,7 @@ class CollectorSettings(Model):
 
 
 class RetentionSettings(Model):
-    """How long what is over is kept (days). Sprints, intents, decisions and spend stay."""
+    """How long what is over is kept (days). The rows of sprints, intents, decisions and spend stay."""
 
     deliveries_days: float = Field(default=7.0, gt=0, description="Handled deliveries.")
     dead_letters_days: float = Field(default=30.0, gt=0, description="Deliveries that were given up.")
@@ -377,10 +377,28 @@ class RetentionSettings(Model):
     workflows_days: float = Field(default=30.0, gt=0, description="Finished workflows of sprints.")
     schedules_days: float = Field(default=7.0, gt=0, description="Finished workflows of schedules.")
     journals_days: float = Field(
-        default=30.0, gt=0, description="What the model and its tools said in a sprint that is over; its steps, tokens and cost stay."
+        default=30.0,
+        ge=0,
+        description="What the model and its tools said in a sprint that is over and whose pull request is not open any more; its steps, tokens "
+        "and cost stay. 0: for ever.",
+    )
+    plans_days: float = Field(
+        default=180.0,
+        ge=0,
+        description="Plans that were decided on, of issues where nothing is open, runs or has changed since. 0: for ever.",
+    )
+    follow_ups_days: float = Field(
+        default=180.0, ge=0, description="The remarks and failures that follow-ups went by, of such issues. 0: for ever."
+    )
+    sprints_days: float = Field(
+        default=400.0,
+        ge=0,
+        description="Single steps, last words and outputs of checks of sprints of such issues; the row with outcome, tokens and cost stays. What "
+        "a report may ask for, a year, is kept in any case. 0: for ever.",
     )
     workspaces_days: float = Field(default=7.0, gt=0, description="Folders, and kept patches, of sprints that are over.")
     logs_days: float = Field(default=90.0, gt=0, description="Log files of sprints in `exports`.")
+    verdicts_days: float = Field(default=366.0, gt=0, description="The history of the verdict on the fleet (stalls, pauses, ...).")
 
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]

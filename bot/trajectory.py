@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from bot.failpoints import Failpoints
 from bot.lease import Fenced
 from bot.models import SprintId, StoredStep, StoredToolCall, Usage
+from bot.redaction import encodable
 from bot.store import Store, sprints, steps
 
 DOING_CAP = 80
@@ -149,5 +150,5 @@ def doing(tool: str, arguments: str) -> str:
     except ValueError:
         return tool
     detail = next((str(values[key]) for key in ("command", "path", "pattern", "query") if isinstance(values, dict) and key in values), "")
-    text = f"{tool} {' '.join(detail.split())}".strip()
+    text = encodable(f"{tool} {' '.join(detail.split())}".strip())
     return text if len(text) <= DOING_CAP else text[: DOING_CAP - 1] + "…"

@@ -10,13 +10,10 @@ from typing import Any
 import structlog
 from sqlalchemy.engine import Connection
 
-from bot.fleet.health import Thresholds, judge
 from bot.models import EventKind, Json, SprintEvent
-from bot.providers.health import available
 from bot.rooms import Rooms
-from bot.snapshot import Fault, Health, Reason
+from bot.snapshot import Health
 from bot.store import Store, sprints
-from bot.store.fleet import snapshot
 from bot.web.observability import observability_app
 
 log = structlog.get_logger()
@@ -138,10 +135,7 @@ class Worker(Rooms):
         self.metrics_port = await self._serve(app, self._metrics_address)
 
     def _health(self) -> Health:
-        timeout = int(self.settings.timing.lease_seconds * 1000)
-        found = self.store.read_sync(lambda conn: snapshot(conn, worker_timeout_ms=timeout, available=available))
-        also = (Reason(Fault.SANDBOX_UNPROVEN, self.sandbox_error),) if self.sandbox_error else ()
-        return judge(found, Thresholds.of(self.settings), also)
+        return self.store.read_sync(self._fleet)[1]
 
     def _started(self) -> None:
         log.info(

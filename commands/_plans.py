@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from bot.chatops import Context, invalid
-from bot.models import Plan, SprintView, Verdict
+from bot.models import Plan, PlanState, SprintView, Verdict
 from bot.replies import sprint_data
 
 
 def in_work(context: Context, active: SprintView) -> Verdict:
     """A plan is being made or carried out."""
     data = sprint_data(active, context.queue.position(active.id))
-    return invalid("a sprint is active", "plan_in_work", sprint=data)
+    plan = context.queue.plan()
+    waits = active.plans and plan is not None and plan.state is PlanState.WAITING
+    return invalid("a sprint is active", "plan_in_work", sprint=data, another_waits=waits)
 
 
 def none_waits(plan: Plan | None, verb: str) -> Verdict:

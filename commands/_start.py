@@ -84,7 +84,7 @@ def start(
     refusal = None if pull and ran_before(context, facts) else _text_refusal(context, facts, plan)
     if refusal:
         return refusal
-    options = _options(context) if own is None else dict(own)
+    options = options_of(context) if own is None else dict(own)
     if isinstance(options, Verdict):
         return options
     options = {**carried, **options, **(PLAN_ONLY if not pull and _plans_first(context, source) else NOTHING)}
@@ -257,7 +257,7 @@ def text_refusal(context: Context, facts: IssueFacts) -> Verdict | None:
     return denied("no delivery shows the text that was asked for", "text_unverified", author=facts.author_login)
 
 
-def _options(context: Context) -> dict[str, str] | Verdict:
+def options_of(context: Context) -> dict[str, str] | Verdict:
     """The options in plain figures, or the verdict on the first that cannot be."""
     given, limits = context.ask.options, context.settings.limits
     unknown = sorted(set(given) - set(OPTIONS))

@@ -6,19 +6,20 @@ from typing import assert_never
 
 from bot.chatops import Command, Context, invalid, is_forge_act
 from bot.models import Ask, CancelResult, Permission, Plan, PlanState, Reaction, Reply, SprintView, Verdict
-from bot.replies import sprint_data
+from bot.replies import sprint_data, stopped_because
 
 
 def cancel(context: Context) -> Verdict:
     """Stops the sprint of this issue, waiting or running.
 
     Where only a plan waits, that is let go. From publishing on it is too late. A label taken off, or an assignment, stops only the sprint that it
-    had started. Where the forge tells of an act instead of a person asking, nothing is answered: the status comment says it, and why.
+    had started, or lets go the plan that came of it. Where the forge tells of an act instead of a person asking, nothing is answered: the status
+    comment says it, and why.
     """
     ask, active = context.ask, context.queue.active()
     act = is_forge_act(ask)
     only = ask.options.get("only_trigger", "") if act else ""
-    plan = None if only else _let_go(context, active, act=act)
+    plan = _let_go(context, active, act=act, only=only)
     if active is None and plan is not None:
         reply = Reply() if act else Reply("plan_denied", {"reason": ""}, Reaction.ROCKET)
         return Verdict("ok", "the plan that waited is let go", reply, plan.sprint_id)
@@ -41,12 +42,19 @@ def cancel(context: Context) -> Verdict:
     return Verdict("ok", result.value, reply, active.id)
 
 
-def _let_go(context: Context, active: SprintView | None, *, act: bool) -> Plan | None:
-    """A plan that waits, waits no longer when the issue is closed, or when a person cancels and nothing else is there to stop."""
-    plan = context.queue.plan()
-    if plan is None or plan.state is not PlanState.WAITING or (active is not None and not act):
+def _let_go(context: Context, active: SprintView | None, *, act: bool, only: str) -> Plan | None:
+    """A plan that waits, waits no longer when the issue is closed, or when a person cancels and nothing else is there to stop.
+
+    With `only`, what had asked for it is taken back: that lets go what was made by it alone.
+    """
+    queue, plan = context.queue, context.queue.plan()
+    if plan is None or plan.state is not PlanState.WAITING or (active is not None and (only or not act)):
         return None
-    context.queue.end_plan(plan, PlanState.CLOSED if act else PlanState.DENIED, by=context.ask.actor.login)
+    made = queue.last()
+    if only and (made is None or made.id != plan.id or made.intent_key != only):
+        return None
+    why = stopped_because(_because(context.ask)).removeprefix(", because ") if only else ""
+    queue.end_plan(plan, PlanState.CLOSED if act and not only else PlanState.DENIED, by=context.ask.actor.login, reason=why)
     return plan
 
 

@@ -10,6 +10,8 @@ from bot.models import Permission, Reaction, Reply, Source, Verdict
 
 def help_(context: Context) -> Verdict:
     """Lists the commands, or explains one."""
+    if context.ask.source is Source.MENTION and context.ask.text:
+        return Verdict("ok", "a command where none is read was answered", Reply("command_unread"))
     if context.ask.source is Source.MENTION:
         return Verdict("ok", "a mention without a command was answered", Reply("addressed"))
     shown = {verb: command for verb, command in sorted(context.commands.items()) if not command.hidden}

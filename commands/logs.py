@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from bot.chatops import Command, Context, invalid
 from bot.models import Permission, Reaction, Reply, UserError, Verdict
 from bot.replies import sprint_data
@@ -13,7 +15,7 @@ def logs(context: Context) -> Verdict:
     """Shows the last actions of the agent in this issue's sprint, folded."""
     queue = context.queue
     number = context.ask.args[0] if context.ask.args else str(USUAL)
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number[:4]) <= MOST:
+    if not re.fullmatch("[1-9][0-9]?", number) or int(number) > MOST:
         shown = number[:40].replace("`", "'")
         raise UserError(f"`{shown}` is no number of actions from 1 to {MOST}: write for example `{USUAL}`.")
     sprint = queue.active() or queue.last()

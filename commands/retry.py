@@ -30,6 +30,9 @@ def retry(context: Context) -> Verdict:
         return invalid("no sprint has ended", "nothing_to_retry")
     if not fresh and _unfinished(context, last):
         return follow_up(context, instructions)
+    if last.follows_plan and context.queue.plan() is None:
+        # Without it this would be other work than was approved.
+        return invalid("the plan it worked by is not kept any more", "plan_not_kept")
     return start(context, source=Source.RETRY, instructions=instructions, carried=as_before(last))
 
 

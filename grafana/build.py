@@ -321,6 +321,15 @@ def watch_alerts(parameters: Parameters) -> list[Alert]:
             description="The model of the profile {{ $labels.agent }} is not the one of `watchdog.expect`; either nobody may mend it, or mending did not hold.",
         ),
         Alert(
+            name="DispatchAgentDown",
+            expr=f"max by (job, instance, agent) (dispatch_agent_up{{{job}}}) == 0",
+            hold=300,
+            severity="warning",
+            board="dispatch-watchdog",
+            summary="The worker of {{ $labels.agent }} is down",
+            description="On {{ $labels.instance }} the worker of {{ $labels.agent }} does not run; nobody stopped it, and starting it again did not help or is not allowed.",
+        ),
+        Alert(
             name="DispatchCollectorStale",
             expr=f"time() - max by (job, instance, collector) (dispatch_collector_last_success_timestamp_seconds{{{job}}}) > {limit.collector_stale:g}",
             hold=300,
@@ -802,7 +811,9 @@ def outcome_row() -> list[Any]:
             "Success by agent and model",
             "Share of the finished sprints that ended with a pull request; cancelled, refused and planned count as neither.",
             "percentunit",
-            f"sum by (agent, model) (increase({good}[$__range])) / (sum by (agent, model) (increase({counted}[$__range])) > 0)",
+            # What never ended well has no series of its own.
+            f"(sum by (agent, model) (increase({good}[$__range])) or 0 * sum by (agent, model) (increase({counted}[$__range])))"
+            f" / (sum by (agent, model) (increase({counted}[$__range])) > 0)",
             "{{agent}} {{model}}",
             no_value="none finished",
         ),
@@ -925,19 +936,30 @@ def workers_row() -> list[Any]:
             "Resident memory of each worker's process, as the collector saw it last.",
             "bytes",
             (f"max by (worker) ({sel('worker_memory_bytes')})", "{{worker}}"),
+            span=6,
         ),
         lines(
             "Worker age",
             "Time since the process of each worker began.",
             "s",
             (f"time() - max by (worker) ({sel('worker_start_timestamp_seconds')})", "{{worker}}"),
+            span=6,
         ),
         lines(
             "tmux panes",
             "Panes of our own tmux sessions by what they do; none where no lanes are up.",
             "short",
             (f"max by (session, state) ({sel('tmux_panes')})", "{{session}} {{state}}"),
+            span=6,
             no_value="no lanes",
+        ),
+        states(
+            "Agents up",
+            "Lanes that are meant to be up, drawn while the process in their pane lives; none while the fleet is paused.",
+            f"max by (instance, agent) ({sel('agent_up')})",
+            "{{instance}} {{agent}}",
+            no_value="no lanes",
+            span=6,
         ),
     ]
 

@@ -97,6 +97,30 @@ class Monitoring:
     alertmanager: str
     logs: Path
     received: list[Notification] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    processes: ExitStack = field(default_factory=ExitStack)
+    scraper: subprocess.Popen[bytes] | None = None
+    alerting: subprocess.Popen[bytes] | None = None
+
+    def reload(self, *more: Path) -> None:
+        """Prometheus reads the rules of this repository, and those in the files `more`."""
+        rules = [*self.config["rule_files"], *map(str, more)]
+        (self.logs / "prometheus.yml").write_text(yaml.safe_dump(self.config | {"rule_files": rules}))
+        assert self.scraper is not None
+        self.scraper.send_signal(signal.SIGHUP)
+
+    def start_alertmanager(self) -> None:
+        """Starts it, or starts it again."""
+        listen = self.alertmanager.removeprefix("http://")
+        options = [f"--web.listen-address={listen}", "--cluster.listen-address=", f"--storage.path={self.logs / 'am'}"]
+        command = [binary("prometheus-alertmanager", "alertmanager"), f"--config.file={self.logs / 'alertmanager.yml'}", *options]
+        self.alerting = self.processes.enter_context(process(self.logs / "alertmanager.log", *command))
+
+    def stop_alertmanager(self) -> None:
+        """Ends it, and waits for its end."""
+        assert self.alerting is not None
+        self.alerting.terminate()
+        self.alerting.wait(10)
 
     def sent(self, receiver: str = "page", status: str = "firing") -> list[Notification]:
         return [each for each in self.received if each.receiver == receiver and each.status == status]
@@ -130,28 +154,38 @@ class Monitoring:
 
 @asynccontextmanager
 async def monitoring(
-    folder: Path, target: str, *, generated: list[str], every: float = 1.0, mirror: str = "", token: str = "a token of the tests"
+    folder: Path,
+    target: str,
+    *,
+    generated: list[str],
+    every: float = 1.0,
+    mirror: str = "",
+    token: str = "a token of the tests",
+    ports: tuple[int, int] | None = None,
+    change: Callable[[Path], None] | None = None,
 ) -> AsyncIterator[Monitoring]:
     """Prometheus scraping `target` (host:port) and Alertmanager, on rules that `grafana/build.py` writes with the options `generated`.
 
     Scrape and evaluation run every `every` seconds; routes and inhibitions are those of `grafana/alertmanager.yml` with shorter waits and
-    with its receivers led here; with `mirror` its mirror of alerts posts there, with `token`.
+    with its receivers led here; with `mirror` its mirror of alerts posts there, with `token`. `ports` are those of the two where somebody must know
+    them before; `change` may change the generated files in the folder it is given.
     """
-    prometheus, alertmanager = binary("prometheus"), binary("prometheus-alertmanager", "alertmanager")
+    prometheus = binary("prometheus")
     build = load_build()
     received: list[Notification] = []
     async with _receiver(received) as address:
-        ports = free_port(), free_port()
+        ports = ports or (free_port(), free_port())
         running = Monitoring(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}", folder, received)
         build.main(["--out", str(folder / "grafana"), *generated])
-        config = _prometheus_config(target, ports, every)
+        if change is not None:
+            change(folder / "grafana")
+        config = running.config = _prometheus_config(target, ports, every)
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config | {"rule_files": []}))
         (folder / "token").write_text(token)
         (folder / "alertmanager.yml").write_text(yaml.safe_dump(_alertmanager_config(address, mirror, folder / "token")))
-        with ExitStack() as stack:
-            common = [f"--web.listen-address=127.0.0.1:{ports[1]}", "--cluster.listen-address=", f"--storage.path={folder / 'am'}"]
-            stack.enter_context(process(folder / "alertmanager.log", alertmanager, f"--config.file={folder / 'alertmanager.yml'}", *common))
-            scraper = stack.enter_context(
+        with running.processes as stack:
+            running.start_alertmanager()
+            running.scraper = stack.enter_context(
                 process(
                     folder / "prometheus.log",
                     prometheus,
@@ -164,8 +198,7 @@ async def monitoring(
             )
             await running.until(lambda: running.query("count(up == 1) == 3"), 30, "all three targets are scraped")
             # Targets are found five seconds after the start: rules from the start would page that the bot is down.
-            (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-            scraper.send_signal(signal.SIGHUP)
+            running.reload()
             await running.until(lambda: running.query("ALERTS"), 30, "the rules are loaded")
             yield running
             # Stopping waits for the processes: meanwhile the loop must still answer them.

@@ -38,15 +38,17 @@ async def test_red_checks_are_mended_within_bounds(base: Path, where: str):
         await looked(world)
         assert await sprint_count(world, issue) == 2
 
-        # red again, otherwise: the second try; then in the same way as before: it stops and says so, once
+        # red again, otherwise: the second try; then in the same way as at first, a circle: it stops and says so, once
         first_fix = (await pull_now(world, number))["head"]["sha"]
         await red(world.bob, first_fix, "ci/test", writes("SECOND.md", "2\n", "Once more."))
         [*_, third] = await rounds(world, issue, 3)
         assert third.outcome == "updated"
         head = (await pull_now(world, number))["head"]["sha"]
-        await red(world.bob, head, "ci/test", writes("SECOND.md", "2\n", "Once more."))
+        await red(world.bob, head, "ci/lint", "running", "pending")
+        await red(world.bob, head, "ci/test", "7 failed")
+        await red(world.bob, head, "ci/lint", writes("LINT.md", "clean\n", "Linted."), "error")
         await until(lambda: stopped(world, number, "in the same way"))
-        await red(world.bob, head, "ci/test", writes("SECOND.md", "2\n", "Once more."))
+        await red(world.bob, head, "ci/test", "7 failed")
         await looked(world)
         assert await sprint_count(world, issue) == 3
         assert len(await said(world, number, "🛑 **Still red")) == 1

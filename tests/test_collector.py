@@ -23,17 +23,19 @@ from world import FORGES, make_world, until
 
 from bot.doctor import Mark
 from bot.doctor import telemetry as doctor
-from bot.fleet import _proc
+from bot.fleet import _facts, _proc
 from bot.fleet._drift import GRACE_MS, drift, next_fire
 from bot.fleet._sampling import Found, OneAtATime, Sampler, Shared, in_thread
+from bot.fleet._sources import _agents
 from bot.fleet._states import Change, Event, State, diff, is_state
 from bot.fleet._streams import EVENTS, LAST, METRICS, Streams, repository_of
 from bot.fleet.collector import Clock, Collector, Sample, read_clock
+from bot.fleet.lanes import MISUSED, Pane, Topology
 from bot.gitea.errors import NotFound, Unavailable
-from bot.models import UserError
+from bot.models import Pause, PauseScope, UserError
 from bot.settings import CollectorSettings, Settings
 from bot.snapshot import Sampled
-from bot.store import Store, samples
+from bot.store import Store, lanes, pauses, samples
 from bot.store.samples import Schedule
 
 NOW = 1_800_000_000_000
@@ -562,11 +564,49 @@ async def test_two_writers_take_turns(house: House):
     await other.close()
 
 
+async def test_an_agent_is_a_lane_that_is_meant_to_be_up(house: House):
+    def agents() -> Any:
+        return house.gauges().gauges.get("agent_up", {})
+
+    await house.sample(0)
+    assert agents() == {}
+    house.store.write_sync(lambda conn: lanes.want(conn, NODE, (0, 1), config="dispatch.yml", by="alice", now_ms=at(0)))
+    house.store.write_sync(lambda conn: lanes.want(conn, "elsewhere", (2,), config="dispatch.yml", by="alice", now_ms=at(0)))
+    await house.sample(1)
+    assert agents() == {("lane-0",): 0.0, ("lane-1",): 0.0}, "there is no session, or no tmux at all"
+    house.store.write_sync(lambda conn: lanes.unwant(conn, NODE, (1,), why="lanes down", by="alice", now_ms=at(1)))
+    await house.sample(2)
+    assert agents() == {("lane-0",): 0.0}
+    house.store.write_sync(lambda conn: pauses.put(conn, Pause(PauseScope.FLEET, 0, "", "alice", since_ms=at(2))))
+    await house.sample(3)
+    assert agents() == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dead", "status", "told"),
+    [
+        ("up", False, None, [("lane-3", 1)]),
+        ("up", True, 1, [("lane-3", 0)]),
+        ("up", True, None, [("lane-3", 0)]),
+        ("down", False, None, []),
+        ("down", True, 0, []),
+        ("down", True, None, []),
+        ("down", True, MISUSED, [("lane-3", 0)]),
+    ],
+    ids=["lives", "failed", "killed", "on its way down", "drained", "ended by a person", "refused its configuration"],
+)
+async def test_an_agent_lives_while_its_pane_does(house: House, wanted: str, dead: bool, status: int | None, told: list[tuple[str, int]]):
+    row = lanes.Lane(NODE, 3, wanted, "", "alice", at(0), "dispatch.yml", 0, at(0), 0)
+    pane = Pane("%1", 0, "lane 3", 4711, dead, status, "python", 0, 3)
+    facts = house.store.read_sync(lambda conn: _facts.read(conn, node_id=NODE, lease_ms=60_000))
+    assert list(_agents(replace(facts, lanes=(row,)), Topology("timmy", ours=True, panes=(pane,), taken=at(0)))) == told
+
+
 async def test_a_store_that_is_away_leaves_the_rest_of_the_sample(house: House):
     await house.sample(0)
     house.store.write_sync(lambda conn: conn.exec_driver_sql("ALTER TABLE workers RENAME TO gone"))
     sample = await house.sample(1)
-    assert set(sample.missed) == {"processes", "cron", "gitea", "sprints", "providers"}
+    assert set(sample.missed) == {"tmux", "processes", "cron", "gitea", "sprints", "providers"}
     assert sample.record["sources"]["disk"]["status"] == "ok"
     assert "hush" not in json.dumps(sample.record)
 

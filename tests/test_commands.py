@@ -148,6 +148,11 @@ class Line:
         self.kept_plan = replace(plan, state=state, decided_by=by, reason=reason)
         return plan.state is PlanState.WAITING
 
+    def revise(self, sprint_id: SprintId, by: str, *, instructions: str, options: Mapping[str, str]) -> bool:
+        (found,) = [item for item in self.views if item.id == sprint_id]
+        self._put(replace(found, instructions=instructions, options=options))
+        return found.stop is None
+
     def told_of_text(self, plan: Plan, digest: str) -> None:
         self.kept_plan = replace(plan, told_hash=digest)
 

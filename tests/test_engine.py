@@ -7,6 +7,7 @@ import base64
 import inspect
 import json
 import pickle
+import sqlite3
 import string
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from dbos import DBOS, DBOSPortableJSONSerializer
 from dbos._serialization import DefaultSerializer
-from fleet_support import launched, now_ms, queue_sprint, state
+from fleet_support import Fleet, launched, now_ms, queue_sprint, state
 from hypothesis import given
 from hypothesis import strategies as st
 from world import until
@@ -121,6 +122,59 @@ async def test_work_of_another_version_is_queued_again(database: str, base: Path
         assert {k for _, _, k in fleet.notes.ran} == {2}
         assert fleet.store.read_sync(lambda conn: sprints.field(conn, sprint, "queued_ms")).queued_ms == 1000
         assert fleet.store.read_sync(fleet.engine.foreign) == []
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["goes-on", "cancelled"])
+async def test_a_run_that_the_engine_let_go_of_does_not_hold_its_repository(database: str, base: Path, cancelled: bool):
+    """A step that could not be recorded (the disk was full) ends the run in this process; its row still says that this process has it."""
+    async with launched(database, base / "state") as fleet:
+        sprint = queue_sprint(fleet.store, 1)
+
+        def let_go(conn: sa.Connection) -> None:
+            k = sprints.admit(conn, sprint, now_ms())
+            fleet.engine.enqueue(conn, sprint, k, priority=5)
+            conn.execute(
+                sa.text(f"UPDATE {fleet.engine._table} SET status='PENDING', executor_id=:me WHERE workflow_uuid=:w"),
+                {"me": fleet.engine._executor_id, "w": workflow_id(sprint, k)},
+            )
+            if cancelled:
+                conn.execute(sprints.table.update().where(sprints.table.c.id == sprint).values(stop="cancel"))
+
+        fleet.store.write_sync(let_go)
+        await picked_up(fleet, sprint)
+        assert {k for _, _, k in fleet.notes.ran} == (set() if cancelled else {2})
+        view = fleet.store.read_sync(lambda conn: sprints.get(conn, sprint))
+        assert (view.outcome == OutcomeKind.CANCELLED) == cancelled
+        assert not fleet.engine._running
+
+
+async def test_a_step_that_finds_the_disk_full_is_recorded_when_there_is_room(base: Path):
+    async with launched(f"sqlite:///{base / 'timmy.db'}", base / "state") as fleet:
+        engine, refused = dbos._dbos._get_dbos_instance()._sys_db, []
+        record = engine._record_operation_result_txn
+
+        def full(*args: object, **options: object) -> object:
+            if not refused:
+                refused.append(args)
+                raise sa.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+            return record(*args, **options)
+
+        engine._record_operation_result_txn = full
+        sprint = queue_sprint(fleet.store, 1)
+        await picked_up(fleet, sprint)
+        assert refused
+        assert [name for name, _, _ in fleet.notes.ran] == ["prepare", "work", "vet", "publish", "settle"]
+
+
+async def picked_up(fleet: Fleet, sprint: str) -> None:
+    """Until it is settled, as the leader's loop does it."""
+
+    async def over():
+        await fleet.leader._requeue_lost()
+        await fleet.leader.round()
+        return state(fleet.store, sprint) == SprintState.SETTLED
+
+    await until(over, 40)
 
 
 async def test_a_live_worker_of_another_version_keeps_its_work(database: str, base: Path):

@@ -31,7 +31,8 @@ from bot.fleet.exports import Exporter
 from bot.fleet.retention import DAY_MS, prune_files, prune_journals, prune_rows
 from bot.models import OutcomeKind
 from bot.settings import RetentionSettings
-from bot.store import Store, deliveries, intents, outbox, sprints, steps
+from bot.snapshot import HealthVerdict
+from bot.store import Store, deliveries, intents, outbox, spells, sprints, steps
 
 NOW = 1_800_000_000_000
 KEEP = RetentionSettings()
@@ -228,6 +229,7 @@ def test_every_value_has_the_type_that_its_column_says(store: Store):
         [(1, "run", "ok", NOW)],
         [],
     )
+    store.write_sync(lambda conn: spells.note(conn, HealthVerdict.STALLED, causes=["provider_down"], reason="it is so", now_ms=NOW))
     kinds = {"text": str, "time": str, "integer": int, "number": float, "boolean": bool}
     for dataset in DATASETS.values():
         found = store.read_sync(lambda conn, dataset=dataset: list(dataset.records(conn, NOW - 1)))

@@ -97,7 +97,8 @@ async def test_token_revoked_in_the_middle_and_given_back(world: World):
     value = world.timmy.token.reveal()
     token = world.forge.state.tokens[value]
     await world.forge.revoke_token(value)
-    await state_is(world, issue, "queued")
+    waiting = await state_is(world, issue, "queued")
+    assert waiting.waiting_note.startswith("the forge refuses my token: ")
     world.forge.state.tokens[value] = token
     await one_of_each(world, issue)
 

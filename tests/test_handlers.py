@@ -93,7 +93,7 @@ ADDED = LabelAdded(131, BOB, 1_795_554_000_000)
 
 
 def test_what_is_discovered() -> None:
-    assert list(ROUTERS) == ["checks", "comments", "issues", "pulls", "repository", "reviews"]
+    assert list(ROUTERS) == ["checks", "comments", "issues", "pulls", "repository", "reviews", "unread"]
 
 
 @pytest.mark.parametrize(

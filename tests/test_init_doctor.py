@@ -180,6 +180,23 @@ async def test_a_second_run_mends_what_was_spoilt(house, capsys):
     assert "a test delivery arrived" in capsys.readouterr().out
 
 
+async def test_a_hook_of_an_earlier_version_is_named_and_completed_in_place(house, capsys):
+    """Made before the bot heard of deleted branches: doctor says what is missing and what to do, init does it once, and then nothing more."""
+    assert await house.cli(*house.first()) == 0
+    (hook,) = house.hooks
+    whole = hook.events
+    hook.events = whole - {"delete"}
+    assert "the webhook does not send: delete | run `timmy-dispatch init` again" in bad(await probes(house, "webhook"))
+    assert await house.cli("doctor", "--only", "webhook") == 1
+    known = (hook.id, hook.secret, hook.url)
+    for said in ("webhook mended", "webhook kept"):
+        assert await house.cli(*house.again()) == 0
+        (mended,) = house.hooks
+        assert (mended.id, mended.secret, mended.url, mended.events, mended.active) == (*known, whole, True)
+        assert said in capsys.readouterr().out
+        assert bad(await probes(house, "webhook")) == ""
+
+
 async def test_a_hook_with_another_secret_is_replaced(house, capsys):
     assert await house.cli(*house.first()) == 0
     (hook,) = house.hooks

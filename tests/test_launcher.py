@@ -419,6 +419,7 @@ async def test_a_line_in_a_crontab_is_enough(world: World):
     assert seen == {issue: None, epic: "epic"}
     code, said = await cli(world, "launch")
     assert (code, f"{world.stage.repo}#{issue} (attempt 1): ok" in said) == (0, True), said
+    assert "decided" not in said, "what is logged is not part of the answer"
     assert (await world.settled(issue)).outcome == "pull_request"
     code, said = await cli(world, "launch", "nobody/nothing")
     assert (code, "not in the configuration" in said) == (1, True)

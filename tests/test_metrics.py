@@ -60,6 +60,7 @@ FULL = FleetSnapshot(
         {
             "schedule_drift_seconds": {("launcher",): 4.5},
             "tmux_panes": {("timmy", "active"): 2.0, ("timmy", "gone wild"): 1.0, ("wrong",): 9.0},
+            "agent_up": {("lane-0",): 1.0},
             "worker_memory_bytes": {("host-0",): 1e8},
             "worker_start_timestamp_seconds": {("host-0",): NOW / 1000},
             "gitea_open_issues": {(): 7.0},

@@ -22,7 +22,7 @@ from bot.config import Secrets, load
 from bot.gitea.errors import NotFound, Unauthorized, Unavailable
 from bot.models import ConfigError, Decision, IssueRef, Limits, OutcomeKind, RepoId, Source, SprintId, SprintState, SprintView
 from bot.redaction import Secret
-from bot.store import Store, intents, sprints, steps
+from bot.store import Store, aged, intents, sprints, steps
 from bot.store import pages as rows
 from bot.web.pages import Openness, sight
 from bot.web.pages.fresh import Fresh
@@ -241,7 +241,7 @@ async def test_an_attempt_that_was_lost_and_a_call_that_was_cut_off_are_told(wor
 
     await world.store.write(more)
     _, page = await read(f"/sprints/{sprint_id}")
-    assert page.count("Attempt 2: what was there before was lost") == 1
+    assert page.count("Attempt 2: begun anew") == 1
     assert "the work was interrupted here" in page
     assert "{&#34;command&#34;: &#34;make" in page, "arguments that are no JSON are shown as they are"
     assert "No usable answer: HTTP 500 from the provider" in page
@@ -251,6 +251,13 @@ async def test_an_attempt_that_was_lost_and_a_call_that_was_cut_off_are_told(wor
     )
     _, page = await read(f"/sprints/{sprint_id}")
     assert page.count("What was said here is not kept any more.") == 1
+    # A sprint of long ago: its steps have gone as well.
+    over = {"state": "settled", "outcome": "no_change", "settled_ms": now_ms(), "steps": 4}
+    await world.store.write(lambda conn: conn.execute(sprints.table.update().where(sprints.c.id == sprint_id).values(**over)))
+    await world.store.write(lambda conn: aged.thin(conn, [sprint_id]))
+    status, page = await read(f"/sprints/{sprint_id}")
+    assert (status, page.count("What was done is not kept any more.")) == (200, 1)
+    assert "No model was called yet" not in page
 
 
 # nothing in them acts

@@ -27,6 +27,7 @@ MAY_BE_EMPTY = {
     "Login renewals",
     "Retries by reason",
     "tmux panes",
+    "Agents up",
     # No Hermes profile is expected to run anything here.
     "Model drift",
     "Repairs",

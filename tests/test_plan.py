@@ -14,7 +14,7 @@ from world import FORGES, World, make_world, until
 
 from bot.models import Plan, SprintView
 from bot.providers.health import available
-from bot.store import fleet, plans
+from bot.store import fleet, plans, sprints
 
 
 @pytest.fixture(params=FORGES)
@@ -141,9 +141,11 @@ async def test_deny_revise_and_the_order_of_words(world: World):
     asked = next(request for request in world.model.requests if "only fold case" in json.dumps(request.body))
     assert "This plan was made before" in asked.body["messages"][1]["content"]
     # While the new plan is made, nobody decides on the old one, and it still waits.
-    early = await world.alice.comment(issue, "/dispatch approve\n\n/dispatch revise more\n\n/dispatch deny")
+    early = await world.alice.comment(issue, "/dispatch approve\n\n/dispatch revise fold it all\n\n/dispatch deny")
     await reacted(world, early, "confused")
-    await told(world, issue, "The plan is still being made", 3)
+    await told(world, issue, "then the plan before it can be decided on", 2)
+    await told(world, issue, "The plan is begun anew with your words")
+    await until(lambda: _asked(world, "fold it all"))
     await world.alice.comment(issue, "/dispatch cancel")
     assert (await world.settled(issue)).outcome == "cancelled"
     assert (await plan_of(world, issue)).state == "waiting"
@@ -166,6 +168,44 @@ async def test_deny_revise_and_the_order_of_words(world: World):
     await told(world, issue, "The last one was denied by")
     assert await pulls_of(world, issue) == []
     assert await sprint_count(world, issue) == 3
+
+
+async def test_a_plan_is_revised_while_it_is_made(world: World):
+    issue = await issue_with(world, "plan_when_told")
+    await world.alice.comment(issue, "/dispatch plan")
+    await until(lambda: world.model.requests)
+    early = await world.alice.comment(issue, "/dispatch approve\n\n/dispatch deny")
+    await reacted(world, early, "confused")
+    await told(world, issue, "The plan is still being made", 2)
+    wish = await world.bob.comment(issue, "/dispatch revise steps=20 only fold case")
+    await reacted(world, wish, "rocket")
+    await told(world, issue, "The plan is begun anew with your words")
+    sprint = await world.settled(issue)
+    assert (sprint.outcome, sprint.reason, sprint.attempt, sprint.limits.steps) == ("planned", "waiting", 2, 20), sprint
+    assert await sprint_count(world, issue) == 1
+    await world.shown(issue)
+    assert len(await plan_comments(world, issue)) == 1
+    assert (await plan_of(world, issue)).instructions == "only fold case"
+    trail = [(entry.kind, entry.result) for entry in await world.trail(issue)]
+    assert [entry for entry in trail if entry[0] in ("revise", "settle")] == [("revise", "ok"), ("settle", "planned")]
+    await world.alice.comment(issue, "/dispatch approve")
+    assert (await run_of(world, issue)).outcome == "pull_request"
+
+
+async def test_words_that_come_when_the_planner_has_ended_are_taken_along(world: World):
+    issue = await issue_with(world, "plan_when_told")
+    await world.alice.comment(issue, "/dispatch plan")
+    await until(lambda: world.model.requests)
+    view = await world.sprint(issue)
+    revised = {"instructions": "only fold case", "options": view.options, "limits": view.limits, "now_ms": view.updated_ms}
+    assert await world.store.write(lambda conn: sprints.revise(conn, view.id, by=world.bob.login, **revised))
+    end = {"go": "settle", "kind": "planned", "reason": "waiting", "detail": ""}
+    await world.service.stages.settle(view.id, view.admitted_n, end)
+    sprint = await world.settled(issue)
+    assert (sprint.outcome, sprint.attempt) == ("planned", 2), sprint
+    assert (await plan_of(world, issue)).instructions == "only fold case"
+    await world.shown(issue)
+    assert len(await plan_comments(world, issue)) == 1
 
 
 async def _asked(world: World, words: str) -> bool:

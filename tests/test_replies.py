@@ -305,7 +305,33 @@ REPLIES = [
     (
         "plan_in_work",
         {"sprint": WORKING | {"planning": True}},
-        "The plan is still being made: this issue is planning, step 4 of 60, $0.02 so far. Decide when it is here; `/dispatch cancel` stops it.",
+        (
+            "The plan is still being made: this issue is planning, step 4 of 60, $0.02 so far. Decide when it is here; `/dispatch revise` with "
+            "your words after it changes it now, `/dispatch cancel` stops it."
+        ),
+    ),
+    (
+        "plan_in_work",
+        {"sprint": WORKING | {"planning": True, "stopping": "revise"}, "another_waits": True},
+        (
+            "The plan is being made anew: this issue is beginning its plan anew. Decide when it is here, or say `/dispatch cancel` first: then "
+            "the plan before it can be decided on."
+        ),
+    ),
+    (
+        "plan_not_kept",
+        {},
+        "The plan that the last sprint worked by is not kept any more. `/dispatch plan` makes a new one, `/dispatch run` works without one.",
+    ),
+    (
+        "plan_taken_along",
+        {"sprint": WORKING | {"planning": True}},
+        "The plan is begun anew with your words, and only that one will be posted. What was used so far counts towards the limits.",
+    ),
+    (
+        "plan_taken_along",
+        {"sprint": WORKING | {"planning": True, "state": "queued", "place": 2}},
+        "Taken along: this issue is queued for a plan, 2nd in line, and the plan will be made with your words.",
     ),
     (
         "status",
@@ -353,6 +379,11 @@ REPLIES = [
     ),
     (
         "already_active",
+        {"sprint": WORKING | {"planning": True}},
+        "This issue is already planning, step 4 of 60, $0.02 so far, asked for by `bob`. It stays one sprint. To stop it: `/dispatch cancel`. To say what the plan should be like: `/dispatch revise` with your words after it.",
+    ),
+    (
+        "already_active",
         {"sprint": WORKING | {"stopping": "cancel"}},
         "This issue is already being cancelled, asked for by `bob`. Ask again when it has ended.",
     ),
@@ -365,7 +396,7 @@ REPLIES = [
     (
         "status",
         {"active": None, "last": DONE | {"pr_state": "merged"}, "now_ms": 7_261_000},
-        ("**Last:** done: pull request #12, merged (2 h 1 min ago).\n\n`/dispatch retry` starts again."),
+        "**Last:** done: pull request #12, merged (2 h 1 min ago).",
     ),
     (
         "status",
@@ -462,6 +493,11 @@ REPLIES = [
         "addressed",
         {},
         "I act on commands only, so that people can talk about me as well as to me. `/dispatch run` at the start of a line starts work on this issue, with your words after it as instructions; `/dispatch help` lists the rest.",
+    ),
+    (
+        "command_unread",
+        {},
+        "I read commands in comments only, not in the text of an issue or in a review, so the one that is there was not obeyed. Write it as a comment of its own, at the start of a line.",
     ),
     (
         "commands_off",
@@ -565,7 +601,7 @@ REPLIES = [
     (
         "checks_same",
         {"why": "ci/test", "tries": 1},
-        "🛑 **Still red: ci/test**, in the same way as before my last follow-up, so I stop here (1 try so far). "
+        "🛑 **Still red: ci/test**, in the same way as before a follow-up of mine, so I stop here (1 try so far). "
         "`/dispatch run` with a hint after it goes on.",
     ),
     (
@@ -1107,6 +1143,14 @@ STATUS = [
             "| Sandbox | none |\n"
             "\n"
             "</details>\n"
+            "\n"
+            "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
+        ),
+    ),
+    (
+        {"state": SprintState.WORKING, "stop": Stop.REVISE, "stop_by": "alice", "options": {"mode": "plan"}},
+        (
+            "🔁 **Beginning the plan anew**, with what `alice` said about it.\n"
             "\n"
             "<sub>Asked for by `bob` by comment · [live transcript](https://bot.example/sprints/01J) · stop it with `/dispatch cancel`</sub>"
         ),

@@ -68,6 +68,9 @@ def test_nothing_said_is_no_fault(text: bytes | None) -> None:
         ("base_branch: a b", 1, 1, "no branch", "for example main"),
         ("base_branch: dispatch/issue-1", 1, 1, "no branch", "for example main"),
         ("max_open_prs: true", 1, 1, "should be a whole number", "Most open pull requests"),
+        ("setup: []\nplan_first: 'yes'", 2, 1, "`plan_first`: should be true or false, not 'yes'", "begins with a plan"),
+        ("plan_first: 1", 1, 1, "should be true or false, not 1", "false changes nothing"),
+        ("plan_frist: true", 1, 1, "`plan_frist`: unknown key", "write `plan_first`"),
         ("checks: [a]\nchecks: [b]", 2, 1, "`checks` stands twice (first in line 1)", "keep one"),
         ("- a\n- b", 1, 1, "not a mapping", "checks"),
         ("checks: [a\nb: c", 2, 2, "not valid YAML", "mend this line"),
@@ -165,7 +168,7 @@ def narrowed(text: str, settings: Settings = OPERATOR, repository: RepositorySet
 def test_it_narrows() -> None:
     fleet, here = narrowed(
         "limits: {steps: 5, minutes: 2.5, tokens: 5000, usd: 0.5}\nchecks: [make test]\nchecks_timeout_minutes: 1\nprotected_paths: [db/]\n"
-        "roles: {cancel: admin, retry: admin}\nmax_open_prs: 2\ntriggers: [label, mention]\nskip_labels: [design]"
+        "roles: {cancel: admin, retry: admin}\nmax_open_prs: 2\ntriggers: [label, mention]\nskip_labels: [design]\nplan_first: true"
     )
     assert fleet.limits.limits() == LimitSettings(steps=5, minutes=2.5, tokens=5000, usd=0.5).limits()
     assert here.checks == ("make lint", "make test")
@@ -173,6 +176,7 @@ def test_it_narrows() -> None:
     assert here.protected_paths == ("secret/", "db/")
     assert here.roles == {"run": "admin", "cancel": "admin", "retry": "admin"}
     assert here.max_open_prs == 2
+    assert here.plan_first
     assert fleet.triggers_of(here) == ("label",)
     assert fleet.skip_labels == (*OPERATOR.skip_labels, "design")
 
@@ -191,6 +195,9 @@ def test_it_never_widens() -> None:
     assert fleet.triggers_of(here) == ("label", "command")
     assert here.base_branch == "main"
     assert here.allow_users == REPOSITORY.allow_users
+    demanded = REPOSITORY.model_copy(update={"plan_first": True})
+    assert narrowed("plan_first: false", repository=demanded)[1].plan_first
+    assert not narrowed("plan_first: false")[1].plan_first
     free = OPERATOR.model_copy(update={"limits": LimitSettings(usd=0)})
     assert narrowed("limits: {usd: 3}", free)[0].limits.usd == 3
     assert narrowed("{}", free)[0].limits.usd == 0

@@ -51,6 +51,10 @@ def has_setting(path: str) -> bool:
     return True
 
 
+def options_of(command: click.Command, name: str) -> list[click.Option]:
+    return [each for each in command.params if isinstance(each, click.Option) and name in each.opts]
+
+
 def wrong(words: list[str]) -> str:
     """What is not there of a command line of the program, or ""."""
     command: click.Command | None = main
@@ -60,9 +64,12 @@ def wrong(words: list[str]) -> str:
             name, command = word.partition("|")[0], command.get_command(ctx, word.partition("|")[0])
             if command is None:
                 return f"no command {name}"
-            if name == "doctor" and words[at + 1 :] and not words[at + 1].startswith("-"):
-                known = {check.title for check in checks()} | {check.title.partition(" ")[0] for check in checks()}
-                return "" if words[at + 1] in known else f"no check {words[at + 1]}"
+        elif not word.startswith("-") and at and words[at - 1] == "--only":
+            if word not in {check.title for check in checks()}:
+                return f"no check {word}"
+        elif not word.startswith("-") and command and not any(isinstance(each, click.Argument) for each in command.params):
+            if not words[at - 1].startswith("-") or any(each.is_flag for each in options_of(command, words[at - 1])):
+                return f"no word {word}"
         elif word.startswith("--"):
             options = {option for parameter in (command.params if command else ()) for option in parameter.opts} | {"--help", "--config"}
             if word.partition("=")[0] not in options:
@@ -106,7 +113,10 @@ def test_what_is_not_there_is_seen() -> None:
     assert wrong(["nonsense"]) == "no command nonsense"
     assert wrong(["lanes", "sideways"]) == "no command sideways"
     assert wrong(["serve", "--nonsense"]) == "no option --nonsense"
-    assert wrong(["doctor", "nonsense"]) == "no check nonsense"
+    assert wrong(["doctor", "clock"]) == "no word clock"
+    assert wrong(["doctor", "--json", "clock"]) == "no word clock"
+    assert wrong(["doctor", "--only", "nonsense"]) == "no check nonsense"
+    assert wrong(["doctor", "--only", "clock", "--wait", "2"]) == ""
     assert not has_setting("breaker.nonsense")
     assert has_setting("breaker.failures")
     assert "Probe age" in titles()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from talk import answered, issue_with, one_of_each, reacted, sprint_count, state_is
+from talk import answered, issue_with, one_of_each, pulls_of, reacted, sprint_count, state_is
 from test_handlers import ALICE, BOB, TIMMY, Desk, changed, findings, recorded
 from world import FORGES, World, make_world, until
 
@@ -192,6 +192,41 @@ async def test_a_mention_in_an_opened_issue_runs_for_those_who_may(world: World)
     assert await world.reactions(first) == set()
     assert len(await world.by_bot(refused)) == 1
     assert await world.sprint(quiet) is None
+
+
+@pytest.mark.parametrize("name", ["pr-review-comment", "pr-review-approved"])
+@pytest.mark.parametrize("version", ["1.26", "1.22"])
+async def test_a_command_in_a_review_is_answered_and_not_obeyed(version: str, name: str) -> None:
+    event = recorded(name, version)
+    assert await findings(event) == []
+    spoken = changed(event, review={**event.data["review"], "content": "Fine.\n\n/dispatch retry fresh\n"})
+    (ask,) = await findings(spoken)
+    assert isinstance(ask, Ask)
+    assert ask.key == f"unread:{event.repo_id}:{event.data['number']}"
+    assert (ask.verb, ask.source, ask.text) == ("help", Source.MENTION, "/dispatch retry fresh")
+    assert await findings(changed(event, review={**event.data["review"], "content": "> /dispatch run"})) == []
+    assert await findings(changed(event, review=None)) == []
+
+
+async def test_a_command_where_none_is_read_is_answered_once(world: World):
+    issue = await world.bob.open_issue("slug keeps capitals", "script: fix\n\n/dispatch run steps=9\n")
+    quoted = await world.bob.open_issue("about the bot", "How does this work?\n\n```\n/dispatch run\n```\n")
+    [hint] = await until(lambda: world.by_bot(issue))
+    assert "I read commands in comments only" in hint
+    await world.bob.edit_issue(issue, body="script: fix\n\n/dispatch run\n")
+    await world.bob.comment(issue, "/dispatch run")
+    await until(lambda: world.sprint(issue))
+    assert (await world.settled(issue)).outcome == "pull_request"
+    [pull] = await pulls_of(world, issue)
+    for event, body in (("COMMENT", "Nice.\n\n/dispatch retry fresh"), ("APPROVED", "/dispatch retry fresh")):
+        await world.alice.client.post(f"/repos/{world.stage.repo}/pulls/{pull['number']}/reviews", {"event": event, "body": body})
+    await until(lambda: world.by_bot(pull["number"]))
+    await answered(world, pull["number"])
+    said = await world.by_bot(pull["number"])
+    assert [text for text in said if "or in a review" in text] == said[:1]
+    assert await sprint_count(world, issue) == 1
+    assert len([text for text in await world.by_bot(issue) if "comments only" in text]) == 1
+    assert await world.by_bot(quoted) == []
 
 
 async def _two(world: World, issue: int):

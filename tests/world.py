@@ -29,6 +29,9 @@ from bot.demo.model import ScriptedModel
 from bot.demo.sample import FILES
 from bot.demo.stage import BOT_SCOPES, Person, Stage
 from bot.failpoints import Failpoints
+from bot.gitea.forge import ROUTES
+from bot.reader import ROUTES as READER_ROUTES
+from bot.reader import read_route
 from bot.redaction import Secret
 from bot.service import Service
 from bot.store import Store, deliveries, intents, sprints
@@ -387,3 +390,5 @@ async def make_world(
         if start:
             await world.start()
         yield world
+        asked = {read_route(route) for _, route, _ in world.requests}
+        assert asked <= {*ROUTES, *READER_ROUTES}, "a route that is no value of the metric label `endpoint`"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from bot.agents._toolbox import FilesLike, ForgeReader, ResultLike, SandboxLike
 from bot.models import UserError
+from bot.redaction import encodable
 
 RESULT_CAP: Final = 40_000
 READ_BYTES: Final = 200_000
@@ -203,6 +204,10 @@ def _typed(tool: Tool, given: Any) -> tuple[dict[str, Any], str]:
             value = int(value)
         if not _is(argument.kind, value):
             return {}, f"`{name}` must be of type {argument.kind}"
+        if isinstance(value, str) and encodable(value) != value:
+            if tool.name != "finish":
+                return {}, f"`{name}` holds half a character, a surrogate without the other one: write the character itself"
+            value = encodable(value)
         values[name] = value
     return values, ""
 

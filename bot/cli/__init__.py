@@ -47,6 +47,15 @@ class Commands(click.Group):
         return command
 
 
+def _of_the_database(error: Exception) -> str:
+    """What is to be said of it, where the error is one of a database: then its library is loaded."""
+    if "sqlalchemy" not in sys.modules:
+        return ""
+    from bot.store import explain
+
+    return explain(error)
+
+
 def _verbs() -> set[str]:
     """Every file of `commands/` is a verb here too; the files are named, not imported."""
     import commands
@@ -97,5 +106,14 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader of our output has gone; without this the interpreter complains once more while it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        return FAILED
+    except Exception as error:
+        said = _of_the_database(error)
+        if not said:
+            raise
+        click.echo(f"{PROGRAM}: {said}", err=True)
         return FAILED
     return code if isinstance(code, int) else 0

@@ -49,7 +49,7 @@ def opened(loaded: Loaded) -> Iterator[Store]:
 
 @contextlib.asynccontextmanager
 async def house(loaded: Loaded, store: Store) -> AsyncIterator[House]:
-    """The forge, the repositories it shows and the decider."""
+    """The forge, the repositories it shows and the decider; what they log goes to the error channel, and only warnings do."""
     import commands
     from bot.chatops import Command
     from bot.decide import Decider
@@ -57,9 +57,13 @@ async def house(loaded: Loaded, store: Store) -> AsyncIterator[House]:
     from bot.failpoints import Failpoints
     from bot.gitea.aiohttp import GiteaClient
     from bot.gitea.forge import Forge
+    from bot.logs import configure
+    from bot.redaction import Redactor
     from bot.repositories import Repositories
 
-    settings = loaded.settings
+    settings, keys = loaded.settings, loaded.secrets
+    secrets = [keys.forge_token, *keys.webhook_secrets, *(key for key in keys.provider_keys if key is not None)]
+    configure(Redactor(secrets), level="WARNING")
     async with GiteaClient(settings.forge.url, loaded.secrets.forge_token, ca_file=settings.forge.ca_file) as client:
         forge = Forge(client)
         repositories = Repositories(store, forge, settings)

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from bot.config import Settings, read_secret
-from bot.doctor import hook as hooks
 from bot.doctor._delivery import PortBusyError, Receiver, last_test_push_ms, prove
-from bot.fleet.probes._proof import Proof, own_hooks, prove_by_service
+from bot.fleet.hooks import ensure_hook
+from bot.fleet.probes._proof import Proof, prove_by_service
 from bot.gitea.forge import Forge
 from bot.models import UserError
 from bot.redaction import Secret
@@ -143,28 +143,6 @@ def prepare_state(folder: Path, now_ms: int) -> int:
         raise UserError(f"the state folder {folder} cannot be made ({error.strerror}). Remedy: name another one with --state-dir") from None
     write_private(mark, f"{now_ms}\n")
     return now_ms
-
-
-async def ensure_hook(forge: Forge, full_name: str, settings: Settings, *, secret: Secret, replace: bool) -> tuple[int, str]:
-    """The id of the one hook that posts to us with `secret`, and what was done about it.
-
-    A hook of ours is kept and mended, because its secret cannot be read or changed; with `replace` a new one is made first and then the old deleted.
-    """
-    url = settings.webhook.hook_url()
-    mine = own_hooks(await forge.hooks(full_name), settings.webhook.hook_url())
-    keep = next((hook for hook in mine if (hook.get("config") or {}).get("content_type") == "json"), None)
-    if keep and not replace:
-        done = "kept"
-        if not keep.get("active") or hooks.lacking(keep):
-            await forge.update_hook(full_name, int(keep["id"]), url, hooks.EVENTS)
-            done = "mended"
-    else:
-        keep = await forge.create_hook(full_name, url, secret, hooks.EVENTS)
-        done = "replaced" if mine else "made"
-    for old in mine:
-        if old["id"] != keep["id"]:
-            await forge.delete_hook(full_name, int(old["id"]))
-    return int(keep["id"]), done
 
 
 async def prove_hooks(forge: Forge, settings: Settings, *, secret: Secret, hook_ids: dict[str, int], seconds: float) -> dict[str, Proof]:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from bot.config import Loaded
 
 
-def load(path: Path, *, quiet: bool = False) -> Loaded:
-    """The configuration at `path`; raises ConfigError with every fault."""
+def load(path: Path, *, quiet: bool = False, serves: bool = False) -> Loaded:
+    """The configuration at `path`; raises ConfigError with every fault. Only who `serves` needs the secrets of what listens."""
     from bot import config
 
-    loaded = config.load(path, environ=os.environ)
+    loaded = config.load(path, environ=os.environ, serves=serves)
     _know_the_verbs(path, loaded)
     if not quiet:
         for warning in loaded.warnings:

@@ -6,21 +6,29 @@ import asyncio
 import ctypes
 import gc
 import os
+import resource
 import signal
+import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import structlog
 
 from bot.config import Loaded
 from bot.failpoints import Failpoints
 from bot.logs import configure
-from bot.rooms import Rooms, run_until
+from bot.rooms import EX_TEMPFAIL, Rooms, run_until
 from bot.service import Service
 from bot.worker import Worker
 
+log = structlog.get_logger()
+
 PR_SET_DUMPABLE = 4
+STOP_SECONDS = 15.0
+OPEN_FILES = 65_536
 FAILPOINT_VARIABLE = "TIMMY_DISPATCH_FAILPOINT"
 
 
@@ -35,7 +43,9 @@ class Signals:
             loop.add_signal_handler(number, self._ask)
 
     def hang_up(self) -> None:
-        """Also ends when the terminal goes."""
+        """Also ends when the terminal goes, unless it was started to outlive it (`nohup`)."""
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            return
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._end)
 
     def _ask(self) -> None:
@@ -54,6 +64,7 @@ async def run_service(loaded: Loaded, *, level: str = "INFO", json: bool = False
     service = Service(loaded.settings, loaded.secrets, environ=os.environ, home=Path.home(), failpoint=_failpoints(loaded))
     configure(service.redactor, level=level, json=json)
     signals = Signals()
+    signals.hang_up()
     return await _run(service, signals, signals.asked.wait)
 
 
@@ -93,7 +104,26 @@ async def _run(rooms: Rooms, signals: Signals, ended: Callable[[], Coroutine[Any
     settle_memory()
     if rooms.sandbox_error:
         click.echo(f"No sandbox: every sprint is refused until this is mended.\n{rooms.sandbox_error}", err=True)
-    return await run_until(rooms, ended())
+    latest = partial(_end_at_the_latest, rooms.settings.timing.shutdown_seconds + STOP_SECONDS)
+    rooms.fatal.add_done_callback(lambda _: latest())
+
+    async def told() -> None:
+        await ended()
+        latest()
+
+    return await run_until(rooms, told())
+
+
+def _end_at_the_latest(seconds: float) -> None:
+    """A thread that waits for a database that is away is waited for by the interpreter without end; whatever is not recorded by then is taken over."""
+
+    def end() -> None:
+        log.warning("service.stop_forced", after_seconds=seconds)
+        os._exit(EX_TEMPFAIL)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _failpoints(loaded: Loaded) -> Failpoints:
@@ -107,6 +137,11 @@ def settle_memory() -> None:
 
 
 def harden() -> None:
-    """New files are private, and no other process of this user may read our memory or environment (security.md, "Service secrets")."""
+    """New files are private, no other process of this user may read our memory or environment (security.md, "Service secrets"), and files are enough."""
     os.umask(0o077)
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # The usual 1,024 are soon taken by a crowd of connections and a few dozen sprints; what is started from here sets its own bounds.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

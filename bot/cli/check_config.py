@@ -6,14 +6,22 @@ from pathlib import Path
 
 import click
 
+WORKER_NEEDS = (
+    "a worker needs the forge's token, the keys of the providers and the database; it listens to nothing, so that it needs no secret of the webhook, "
+    "the pages or the alerts"
+)
+
 
 @click.command("check-config")
 @click.option("--example", is_flag=True, help="Print an annotated example of the whole file instead.")
 @click.option("--table", is_flag=True, help="Print the table of all settings (Markdown) instead.")
+@click.option(
+    "--worker", is_flag=True, help="Check what a machine needs that only runs `worker`: no secret of the webhook, pages or alerts."
+)
 @click.option("--repo-file", type=click.Path(path_type=Path), help="Check this .dispatch.yml of a repository instead.")
 @click.pass_obj
-def command(path: Path, *, example: bool, table: bool, repo_file: Path | None) -> None:
-    """Report every fault in the configuration, with its line and its remedy."""
+def command(path: Path, *, example: bool, table: bool, worker: bool, repo_file: Path | None) -> None:
+    """Report every fault in the configuration, with its line and its remedy; without --worker as `serve` needs it."""
     if repo_file is not None:
         _repo_file(repo_file)
         return
@@ -24,9 +32,15 @@ def command(path: Path, *, example: bool, table: bool, repo_file: Path | None) -
         return
     from bot.cli._load import load
 
-    loaded = load(path)
+    loaded = load(path, serves=not worker)
     settings = loaded.settings
     click.echo(f"{path}: in order ({len(settings.repositories)} repositories, {len(settings.providers)} providers)")
+    if worker:
+        click.echo(WORKER_NEEDS)
+        if settings.database_url().startswith("sqlite"):
+            click.echo(
+                "the database is a file of this machine: a `serve` must run here too; elsewhere both need `database: postgresql://...`"
+            )
 
 
 def _repo_file(path: Path) -> None:

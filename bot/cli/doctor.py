@@ -23,13 +23,16 @@ IMPATIENT = 0.1
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON document.")
 @click.option("--only", multiple=True, metavar="CHECK", help="Run only this check (may be repeated); `--only list` names them.")
+@click.option(
+    "--worker", is_flag=True, help="Look at what a machine needs that only runs `worker`: nothing of the webhook, but the shared database."
+)
 @click.option("--wait", type=click.FloatRange(min=0.1, max=300), default=10.0, show_default=True, help="Seconds a test delivery may take.")
 @click.pass_obj
-def command(path: Path, *, as_json: bool, only: tuple[str, ...], wait: float) -> None:
+def command(path: Path, *, as_json: bool, only: tuple[str, ...], worker: bool, wait: float) -> None:
     """Prove that everything a sprint needs works; exit with 1 if something does not."""
     from bot.doctor import Mark, checks
 
-    known = checks()
+    known = [check for check in checks() if check.only in ("", "worker" if worker else "serve")]
     if "list" in only:
         click.echo("\n".join(check.title for check in known))
         return
@@ -37,7 +40,7 @@ def command(path: Path, *, as_json: bool, only: tuple[str, ...], wait: float) ->
     if strange := sorted(set(only) - set(titles)):
         raise click.UsageError(f"there is no check '{strange[0]}'; there are: {', '.join(titles)}")
     wanted = [check for check in known if not only or check.title in only]
-    found = asyncio.run(_examine(path, wanted, wait=wait, quiet=as_json))
+    found = asyncio.run(_examine(path, wanted, wait=wait, quiet=as_json, serves=not worker))
     if as_json:
         click.echo(
             json.dumps({"ok": all(probe.mark is not Mark.FAIL for probe in found), "probes": [asdict(probe) for probe in found]}, indent=1)
@@ -48,7 +51,7 @@ def command(path: Path, *, as_json: bool, only: tuple[str, ...], wait: float) ->
         raise click.exceptions.Exit(1)
 
 
-async def _examine(path: Path, wanted: list[Check], *, wait: float, quiet: bool) -> list[Probe]:
+async def _examine(path: Path, wanted: list[Check], *, wait: float, quiet: bool, serves: bool) -> list[Probe]:
     from rich.console import Console
 
     from bot import config
@@ -57,7 +60,7 @@ async def _examine(path: Path, wanted: list[Check], *, wait: float, quiet: bool)
     from bot.gitea.forge import Forge
 
     try:
-        loaded = config.load(path, environ=os.environ)
+        loaded = config.load(path, environ=os.environ, serves=serves)
     except ConfigError as error:
         return [fail("configuration", *_parted(fault)) for fault in error.faults]
     found = [warn("configuration", *_parted(warning)) for warning in loaded.warnings] or [ok("configuration", str(path))]

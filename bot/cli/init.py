@@ -111,7 +111,7 @@ async def _renew(flags: Flags) -> None:
         target = _token_target(flags.config)
         _install.write_private(target, _read_token(flags.token_file).reveal() + "\n")
         _say("ok", f"the token is stored anew in {target}")
-    loaded = load(flags.config)
+    loaded = load(flags.config, serves=True)
     if flags.url and flags.url.rstrip("/") != loaded.settings.forge.url:
         raise UserError(f"{flags.config} is for {loaded.settings.forge.url}. Remedy: change it there, or name another file with --config")
     if flags.public_url and flags.public_url.rstrip("/") != loaded.settings.webhook.public_url:
@@ -126,7 +126,7 @@ async def _renew(flags: Flags) -> None:
         if fresh:
             _install.write_private(flags.config, _install.with_repositories(flags.config, fresh), keep_mode=True)
             _say("ok", f"{flags.config}: added {', '.join(fresh)}")
-            loaded = load(flags.config, quiet=True)
+            loaded = load(flags.config, quiet=True, serves=True)
         await _equip(server.forge, loaded, replace=False, wait=flags.wait)
     _farewell(flags.config)
 
@@ -280,13 +280,14 @@ def _write(path: Path, answers: Answers, token: Secret) -> tuple[Loaded, bool]:
     _, is_new = _install.stored_secret(secret_file)
     _install.write_private(path, _install.text(content))
     _say("ok", f"wrote {path}, {token_file.name} and {secret_file.name}, readable by you alone")
-    return load(path), is_new
+    return load(path, serves=True), is_new
 
 
 async def _equip(forge: Forge, loaded: Loaded, *, replace: bool, wait: float) -> None:
     """State folder, labels, hooks, proof."""
     from bot.cli import _install
     from bot.doctor import explain, hook, labels
+    from bot.fleet.hooks import ensure_hook
     from bot.gitea.errors import ForgeError
 
     settings, secret = loaded.settings, loaded.secrets.webhook_secrets[0]
@@ -296,7 +297,7 @@ async def _equip(forge: Forge, loaded: Loaded, *, replace: bool, wait: float) ->
     for repository in settings.repositories:
         try:
             await labels.make(forge, repository.name, settings.trigger_label)
-            ids[repository.name], done = await _install.ensure_hook(forge, repository.name, settings, secret=secret, replace=replace)
+            ids[repository.name], done = await ensure_hook(forge, repository.name, settings, secret=secret, replace=replace)
         except ForgeError as error:
             detail, remedy = explain(error)
             raise UserError(f"{repository.name}: {detail}. Remedy: {remedy}; then run this again") from None

@@ -160,7 +160,7 @@ def _loaded_as_a_lane(config: Path) -> Loaded:
 
     loaded = load(config, quiet=True)
     try:
-        configuration.load(config, environ=passed_on(os.environ))
+        configuration.load(config, environ=passed_on(os.environ), serves=False)
     except ConfigError as error:
         raise ConfigError(
             [

@@ -21,4 +21,4 @@ def command(config: Path, log_level: str, log_json: bool) -> int:  # noqa: FBT00
     from bot.cli._load import load
     from bot.cli._process import run_service
 
-    return asyncio.run(run_service(load(config), level=log_level, json=log_json))
+    return asyncio.run(run_service(load(config, serves=True), level=log_level, json=log_json))

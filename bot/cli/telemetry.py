@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bot.store import Store
 
 FORMATS = ("csv", "jsonl", "parquet")
-TABLES = ("sprints", "steps", "tools", "decisions", "pulls")
+TABLES = ("sprints", "steps", "tools", "decisions", "pulls", "verdicts")
 PARQUET_ROWS = 10_000
 
 

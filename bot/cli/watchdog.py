@@ -125,6 +125,7 @@ async def _reach(loaded: Loaded, rooms: House) -> AsyncIterator[Reach]:
             now_ms=now_ms,
             logins=logins,
             lanes=lanes,
+            webhook_secret=next(iter(loaded.secrets.webhook_secrets), None),
         )
     finally:
         await chain.aclose()

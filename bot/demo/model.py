@@ -262,6 +262,12 @@ def plan(talk: Talk, text: str = PLAN) -> Turn:
     return Turn("", (("finish", {"plan": text}),))
 
 
+def plan_when_told(talk: Talk, seconds: float = 60.0) -> Turn:
+    """`plan`, with a wait before each reply until somebody has said something in particular."""
+    turn = plan(talk)
+    return turn if "asked for this in particular" in talk.task else Turn(turn.text, turn.calls, delay=seconds)
+
+
 def long_plan(talk: Talk, lines: int = 2000) -> Turn:
     """A plan of so many lines."""
     return plan(talk, "\n".join(f"{n}. step number {n} of this plan" for n in range(1, lines + 1)))
@@ -282,7 +288,7 @@ SCRIPTS: Final[dict[str, Script]] = {
     script.__name__: script
     for script in (
         fix, no_change, endless, repeat, noops, slow, sleeper, attack, write, calls, touch_workflow, no_tool_call, bad_arguments, truncated, garbage,
-        html, hang, half_stream, http_500, http_401, http_429, ping, plan, long_plan, no_plan,
+        html, hang, half_stream, http_500, http_401, http_429, ping, plan, plan_when_told, long_plan, no_plan,
     )
 }  # fmt: skip
 

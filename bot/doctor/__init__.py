@@ -43,12 +43,16 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What a module of this package exposes as `plugin`; checks run in order of `rank`, then of title. Those with `forge` need an answering server."""
+    """What a module of this package exposes as `plugin`; checks run in order of `rank`, then of title. Those with `forge` need an answering server.
+
+    `only` is `serve` or `worker` where it looks at what the other kind of process does not need.
+    """
 
     title: str
     run: Callable[[Patient], AsyncIterator[Probe]]
     rank: int = 50
     forge: bool = False
+    only: str = ""
 
 
 def ok(name: str, detail: str) -> Probe:

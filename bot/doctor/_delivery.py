@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -12,6 +11,7 @@ from typing import Self
 from aiohttp import web
 
 from bot.config import Settings, split_listen
+from bot.fleet.hooks import LOOKED_AT, arrivals
 from bot.fleet.probes._proof import Proof
 from bot.gitea.errors import BadDelivery
 from bot.gitea.forge import Forge
@@ -20,7 +20,6 @@ from bot.listeners import close
 from bot.redaction import Secret
 
 BODY_CAP = 8 * 1024**2
-LOOKED_AT = 500
 
 
 class PortBusyError(Exception):
@@ -126,11 +125,4 @@ async def last_arrivals_ms(settings: Settings) -> dict[str, int]:
         return {}
     finally:
         store.close()
-    found: dict[str, int] = {}
-    for received_ms, body in rows:
-        try:
-            repository = json.loads(body).get("repository") or {}
-            found.setdefault(str(repository.get("full_name")).casefold(), received_ms)
-        except (ValueError, AttributeError):
-            continue
-    return found
+    return arrivals(rows)

@@ -9,25 +9,10 @@ from typing import Any
 from bot.config import Settings
 from bot.doctor import Check, Patient, Probe, fail, ok, refused, warn
 from bot.doctor._delivery import PortBusyError, Receiver, last_arrivals_ms, last_test_push_ms, prove
+from bot.fleet.hooks import lacking
 from bot.fleet.probes._proof import Proof, own_hooks, prove_by_service
 from bot.gitea.errors import Forbidden, ForgeError
 
-EVENTS = ("issues", "pull_request", "push", "delete", "repository", "status", "workflow_run")
-# What the server makes of them, under the names that every supported version knows.
-NEEDED = frozenset(
-    {
-        "issues",
-        "issue_label",
-        "issue_assign",
-        "issue_comment",
-        "pull_request",
-        "pull_request_comment",
-        "pull_request_sync",
-        "push",
-        "delete",
-        "repository",
-    }
-)
 AGAIN = "run `timmy-dispatch init` again"
 
 
@@ -104,11 +89,6 @@ def look(mine: list[dict[str, Any]], full_name: str, settings: Settings) -> Prob
     return ok(name, "active and complete")
 
 
-def lacking(hook: Mapping[str, Any]) -> list[str]:
-    """Events the bot lives by that the hook does not send."""
-    return sorted(NEEDED - set(hook.get("events") or ()))
-
-
 async def proofs(patient: Patient, hooks: Mapping[str, int]) -> dict[str, Proof]:
     """A test delivery for each hook, by whichever way can tell."""
     settings, seconds = patient.settings, patient.wait_seconds
@@ -157,4 +137,4 @@ def told(full_name: str, proof: Proof, settings: Settings, seconds: float) -> Pr
             )
 
 
-plugin = Check("webhook", run, forge=True, rank=40)
+plugin = Check("webhook", run, forge=True, rank=40, only="serve")

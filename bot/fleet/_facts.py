@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from bot.models import IN_FLIGHT
 from bot.providers.health import available
 from bot.snapshot import FleetSnapshot
-from bot.store import providers, samples, sprints, steps, workers
+from bot.store import lanes, providers, samples, sprints, steps, workers
 from bot.store.fleet import snapshot
 
 MOST_SPRINTS = 50
@@ -22,12 +22,13 @@ MOST_SPRINTS = 50
 class Facts:
     """`fleet` is everything at a glance; `workers` are the slots of one host by name (`NODE-SLOT`), the newest holder of each.
 
-    `sprints` are the first in flight with their last step (Unix ms), `open_prs` and `commits` are by repository id our open
-    pull requests and the commits that we ever pushed.
+    `lanes` are those of this host as they are wanted, `sprints` the first in flight with their last step (Unix ms), `open_prs` and `commits`
+    are by repository id our open pull requests and the commits that we ever pushed.
     """
 
     fleet: FleetSnapshot
     workers: Mapping[str, workers.Worker]
+    lanes: tuple[lanes.Lane, ...]
     sprints: tuple[Mapping[str, Any], ...]
     open_prs: Mapping[int, int]
     commits: Mapping[int, int]
@@ -44,6 +45,7 @@ def read(conn: Connection, *, node_id: str, lease_ms: int) -> Facts:
     return Facts(
         fleet=snapshot(conn, worker_timeout_ms=lease_ms, available=available, node_id=node_id),
         workers=slots,
+        lanes=tuple(lanes.of_node(conn, node_id)),
         sprints=tuple(_in_flight(conn)),
         open_prs=sprints.open_prs(conn),
         commits=_commits(conn),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +12,13 @@ from typing import Any, Protocol
 from bot.fleet import _drift, _proc
 from bot.fleet._facts import Facts
 from bot.fleet._sampling import Found, Shared, Take, in_thread
-from bot.fleet.lanes import Pane, TmuxMissing, topology
+from bot.fleet.lanes import MISUSED, Pane, TmuxMissing, Topology, topology
 from bot.fleet.sizes import size_of
 from bot.gitea.errors import ForgeError, is_transient
 from bot.providers.health import EntryHealth, EntryState, available
 from bot.settings import Settings
 from bot.snapshot import PaneState, Place, Sampled, WorkerState
+from bot.store.lanes import UP
 
 MOST = 64
 LOW_SHARE, LOW_BYTES = 0.05, 1 << 30
@@ -86,13 +87,16 @@ class Sources:
 
     async def _tmux(self) -> Found:
         """Our own session only; titles and what runs in a person's pane are nobody's business."""
+        data: dict[str, Any]
         try:
             found = await topology(self._settings, self._environ)
+            data = {"session": None if found is None else "not ours"}
         except TmuxMissing:
-            return Found(data={"tmux": "missing"})
-        if found is None or not found.ours:
-            return Found(data={"session": None if found is None else "not ours"})
+            found, data = None, {"tmux": "missing"}
         facts = await self._facts.get()
+        agents: list[tuple[str, int]] = [] if facts.fleet.paused else list(_agents(facts, found))
+        if found is None or not found.ours:
+            return Found(data=data, gauges={"agent_up": list(agents)})
         busy = frozenset(worker.pid for name, worker in facts.workers.items() if _state(facts, name) is WorkerState.BUSY)
         lanes = [pane for pane in found.panes if pane.lane is not None][:MOST]
         states = dict(zip(lanes, await in_thread("panes", lambda: [_pane(pane, busy) for pane in lanes]), strict=True))
@@ -108,7 +112,7 @@ class Sources:
                 "other_sessions": found.others,
             },
             state={f"lane-{pane.lane}": {"pid": pane.pid, "dead": pane.dead} for pane in lanes},
-            gauges={"tmux_panes": [(found.session, str(state), count) for state, count in counts.items()]},
+            gauges={"tmux_panes": [(found.session, str(state), count) for state, count in counts.items()], "agent_up": list(agents)},
         )
 
     async def _processes(self, moment: Moment) -> Found:
@@ -318,6 +322,17 @@ def _sizes(settings: Settings) -> dict[str, int]:
         files = [database.with_name(database.name + end) for end in ("", "-wal", "-shm")]
         found[str(Place.DATABASE)] = sum(path.stat().st_size for path in files if path.exists())
     return found
+
+
+def _agents(facts: Facts, found: Topology | None) -> Iterator[tuple[str, int]]:
+    """Whether the worker of each lane that is meant to be up lives. One that refused its configuration is not started again, but nobody stopped it:
+    it counts while its pane shows why.
+    """
+    for lane in facts.lanes[:MOST]:
+        pane = found.lane(lane.lane) if found else None
+        refused = pane is not None and pane.dead and pane.dead_status == MISUSED
+        if lane.wanted == UP or refused:
+            yield f"lane-{lane.lane}", int(pane is not None and not pane.dead)
 
 
 def _pane(pane: Pane, busy: frozenset[int]) -> PaneState:

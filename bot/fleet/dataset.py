@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from bot.models import SprintState
-from bot.store import intents, pulls, sprints, steps
+from bot.store import intents, pulls, spells, sprints, steps
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 BATCH = 1000
@@ -26,6 +26,7 @@ s = steps.table.c
 t = steps.tool_calls.c
 d = intents.decisions.c
 f = pulls.table.c
+v = spells.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,10 @@ def _pulls(conn: Connection, since_ms: int) -> Iterator[Any]:
     return _stream(conn, sa.select(pulls.table).where(f.at_ms >= since_ms).order_by(f.at_ms, f.repo_id, f.number))
 
 
+def _verdicts(conn: Connection, since_ms: int) -> Iterator[Any]:
+    return _stream(conn, sa.select(spells.table).where(v.seen_ms >= since_ms).order_by(v.from_ms, v.id))
+
+
 RESULTS = (
     Column("time", "time", "", "when the sprint settled", _time("settled_ms")),
     Column("repository", "text", "", "OWNER/NAME as it was called last", _get("repo")),
@@ -262,6 +267,19 @@ DATASETS: Mapping[str, Dataset] = {
                 Column("state", "text", "", "merged, closed (without a merge) or open (again)", _get("state")),
             ),
             _pulls,
+        ),
+        Dataset(
+            "verdicts",
+            "One row for each time in which a verdict on the fleet held.",
+            (
+                Column("time", "time", "", "when it was first seen", _time("from_ms")),
+                Column("until", "time", "", "when it was seen last", _time("seen_ms")),
+                Column("seconds", "number", "s", "between the two", _seconds("from_ms", "seen_ms")),
+                Column("verdict", "text", "", "working, idle, paused, degraded or stalled", _get("verdict")),
+                Column("causes", "text", "", "codes of the faults that were seen in it, with commas between them", _get("causes")),
+                Column("over", "boolean", "", "another verdict came after it, or nobody looked any more", _get("over")),
+            ),
+            _verdicts,
         ),
     )
 }

@@ -11,7 +11,7 @@ from bot.snapshot import Fault, FleetSnapshot, Health, HealthVerdict, ProbeVerdi
 
 _NAMED = 5
 WEBHOOK_SILENT = 5400.0
-PROBES = {"model": Fault.MODEL_DRIFT, "auth": Fault.TOKEN_EXPIRED, "gitea": Fault.GITEA_ERRORS}
+PROBES = {"model": Fault.MODEL_DRIFT, "pane": Fault.AGENT_DOWN, "auth": Fault.TOKEN_EXPIRED, "gitea": Fault.GITEA_ERRORS}
 JUDGED = frozenset({"worker", "provider", "webhook"})
 
 

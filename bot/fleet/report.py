@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from bot import replies
-from bot.figures import HOUR_MS, Bucket, Downtime, Figures, Group, Outage, window_words
+from bot.figures import HOUR_MS, Bucket, Downtime, Figures, Group, Outage, Spell, window_words
 from bot.models import IssueRef, OutcomeKind, Reply
 from bot.providers.health import EntryHealth, EntryState
 from bot.repositories import Repositories
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 GOOD_COLOR, OTHER_COLOR, MONEY_COLOR = "#2f7d4f", "#b5502f", "#3b6ea5"
+SPELL_COLORS = {"stalled": "#b5302f", "degraded": "#c79a2b", "paused": "#7a7f87"}
 CHART_WIDTH, CHART_HEIGHT, BAR_HEIGHT, GAP = 720, 160, 22, 6
 
 
@@ -116,6 +118,7 @@ def sums(found: Figures) -> list[tuple[str, str]]:
         ),
         ("Waited for", _counts(found.waits) or "nothing"),
         ("Trouble", f"{found.crashes:,} crashes, {found.requeues:,} requeues, {found.stalled:,} stalled"),
+        ("The fleet was", replies.verdicts_in_words([asdict(one) for one in found.verdicts], found.unwatched_ms) or "not judged yet"),
         ("Watchdog and breaker", _counts(found.acts) or "nothing"),
         ("Provider outages", "; ".join(_downtime(one) for one in found.downtimes) or "none"),
         ("Providers down", ", ".join(f"{outage.name} ({outage.reason})" for outage in found.outages) or "none"),
@@ -148,6 +151,12 @@ def as_tables(found: Figures) -> list[RenderableType]:
             for group in groups:
                 part.add_row(Text(terminal(group.name)), *_cells(group))
             parts.append(part)
+    if found.spells:
+        part = table("\nStalled, degraded, paused", "", "from", "for", "because")
+        part.columns[1].justify = part.columns[3].justify = "left"
+        for spell in found.spells:
+            part.add_row(spell.verdict, replies.moment(spell.from_ms), _lasted(spell), Text(terminal(_because(spell))))
+        parts.append(part)
     if found.failures:
         part = table("\nCame to nothing", "", "sprints", "examples")
         part.columns[2].justify = "left"
@@ -156,6 +165,14 @@ def as_tables(found: Figures) -> list[RenderableType]:
             part.add_row(Text(_kind(failure.outcome, failure.reason)), f"{failure.count:,}", Text(terminal(examples)))
         parts.append(part)
     return list(parts)
+
+
+def _lasted(spell: Spell) -> str:
+    return replies.duration(spell.until_ms - spell.from_ms) + (" so far" if spell.lasts else "")
+
+
+def _because(spell: Spell) -> str:
+    return "; ".join(part for part in (", ".join(spell.causes), spell.reason) if part)
 
 
 def _downtime(one: Downtime) -> str:
@@ -188,6 +205,14 @@ def as_html(found: Figures) -> str:
                 for group in rows
             )
             parts.append(f"<h2>{title}</h2><table>{head}</tr>{body}</table>")
+    if found.spells:
+        body = "".join(
+            f"<tr><td>{_text(spell.verdict)}</td><td>{replies.moment(spell.from_ms)}</td><td class=n>{_lasted(spell)}</td>"
+            f"<td>{_text(_because(spell))}</td></tr>"
+            for spell in found.spells
+        )
+        head = "<tr><th></th><th>from</th><th class=n>for</th><th>because</th></tr>"
+        parts.append(f"<h2>Stalled, degraded, paused</h2>{_figure('', '', _strip(found))}<table>{head}{body}</table>")
     if found.failures:
         body = "".join(
             f"<tr><td>{_text(_kind(failure.outcome, failure.reason))}</td><td class=n>{failure.count:,}</td><td>"
@@ -249,6 +274,24 @@ def _money_columns(buckets: tuple[Bucket, ...]) -> str:
             f'<rect x="{x:.1f}" y="{CHART_HEIGHT - height:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{MONEY_COLOR}">{title}</rect>'
         )
     return _chart(shapes, buckets, replies.money(most))
+
+
+def _strip(found: Figures) -> str:
+    """The window as one line of time, with what was amiss in it; the worst is drawn last."""
+    scale = CHART_WIDTH / max(1, found.until_ms - found.since_ms)
+    shapes = [f'<rect x="0" y="0" width="{CHART_WIDTH}" height="{BAR_HEIGHT}" fill="currentColor" opacity="0.12"/>']
+    order = list(SPELL_COLORS)
+    for spell in sorted(found.spells, key=lambda one: -order.index(one.verdict)):
+        x, width = (max(spell.from_ms, found.since_ms) - found.since_ms) * scale, max(1.0, spell.inside_ms * scale)
+        title = f"<title>{spell.verdict} {replies.moment(spell.from_ms)}, {_lasted(spell)}</title>"
+        shapes.append(
+            f'<rect x="{x:.1f}" y="0" width="{width:.1f}" height="{BAR_HEIGHT}" fill="{SPELL_COLORS[spell.verdict]}">{title}</rect>'
+        )
+    first, last, below = replies.moment(found.since_ms), replies.moment(found.until_ms), BAR_HEIGHT + 16
+    return (
+        f'<svg viewBox="0 0 {CHART_WIDTH} {BAR_HEIGHT + 20}" role="img">{"".join(shapes)}<text x="0" y="{below}">{first}</text>'
+        f'<text x="{CHART_WIDTH}" y="{below}" text-anchor="end">{last}</text></svg>'
+    )
 
 
 def _slot(place: int, count: int) -> tuple[float, float]:

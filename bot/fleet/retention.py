@@ -1,24 +1,29 @@
-"""Deletes what was done long ago, rows and files; what decides (sprints, intents, decisions, spend) stays."""
+"""Deletes what was done long ago, rows and files; what decides (the rows of sprints, intents, decisions, spend) stays."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Connection
 
+from bot.figures import LONGEST_MS
 from bot.models import SprintState
 from bot.settings import RetentionSettings
-from bot.store import Store, deliveries, outbox, sprints, steps, workers
+from bot.store import Store, aged, deliveries, outbox, pulls, spells, sprints, steps, workers
 from bot.workspace import Workspaces
 
 log = structlog.get_logger()
 
 DAY_MS = 86_400_000
 SPRINTS_AT_ONCE = 100
+# A sprint has as many steps as its limits allow: fewer at a time where those go.
+THINNED_AT_ONCE = 20
+LOOKED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +35,17 @@ class Pruned:
     logs: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """How many plans and follow-ups went, and how many sprints were thinned."""
+
+    plans: int = 0
+    follow_ups: int = 0
+    sprints: int = 0
+
+
 def prune_rows(conn: Connection, keep: RetentionSettings, now_ms: int) -> None:
-    """Deliveries, shown replies, and workers that are gone for a day."""
+    """Deliveries, shown replies, workers that are gone for a day, and the verdicts of long ago."""
 
     def before(days: float) -> int:
         return now_ms - int(days * DAY_MS)
@@ -39,28 +53,74 @@ def prune_rows(conn: Connection, keep: RetentionSettings, now_ms: int) -> None:
     deliveries.prune(conn, done_before_ms=before(keep.deliveries_days), dead_before_ms=before(keep.dead_letters_days))
     outbox.prune(conn, before_ms=before(keep.replies_days))
     workers.forget(conn, before_ms=before(1.0))
+    spells.prune(conn, before_ms=before(keep.verdicts_days))
 
 
 async def prune_journals(store: Store, keep: RetentionSettings, now_ms: int) -> int:
     """What models and tools said in sprints that are over, some sprints a transaction, so that nobody waits long; returns how many sprints."""
     pruned = 0
-    while done := await store.write(lambda conn: _prune_journals(conn, before_ms=now_ms - int(keep.journals_days * DAY_MS))):
-        pruned += done
+    while keep.journals_days:
+        before_ms = now_ms - int(keep.journals_days * DAY_MS)
+        # Looked for on a reader: most of what is old was pruned before, and finding that out holds nobody up there.
+        ids = await store.read(partial(_old_journals, before_ms=before_ms))
+        if not ids:
+            break
+        await store.write(partial(_prune_journals, ids=ids))
+        pruned += len(ids)
     return pruned
 
 
-def _prune_journals(conn: Connection, *, before_ms: int) -> int:
+def _old_journals(conn: Connection, *, before_ms: int) -> list[str]:
     c, made, calls = sprints.table.c, steps.table.c, steps.tool_calls.c
     said = sa.or_(
         sa.exists().where(calls.sprint_id == c.id),
         sa.exists().where(made.sprint_id == c.id, made.reply.is_not(sa.null())),
     )
-    old = sa.select(c.id).where(c.state == SprintState.SETTLED, c.settled_ms < before_ms, said).limit(SPRINTS_AT_ONCE)
-    ids = list(conn.execute(old).scalars())
-    if ids:
-        conn.execute(steps.tool_calls.delete().where(calls.sprint_id.in_(ids)))
-        conn.execute(steps.table.update().where(made.sprint_id.in_(ids)).values(reply=sa.null()))
-    return len(ids)
+    # Who looks at a pull request that is open still may want to know how it came about.
+    over = sa.and_(c.state == SprintState.SETTLED, c.settled_ms < before_ms, c.pr_state != pulls.OPEN)
+    return list(conn.execute(sa.select(c.id).where(over, said).limit(SPRINTS_AT_ONCE)).scalars())
+
+
+def _prune_journals(conn: Connection, *, ids: list[str]) -> None:
+    conn.execute(steps.tool_calls.delete().where(steps.tool_calls.c.sprint_id.in_(ids)))
+    conn.execute(steps.table.update().where(steps.table.c.sprint_id.in_(ids)).values(reply=sa.null()))
+
+
+async def prune_aged(store: Store, keep: RetentionSettings, now_ms: int) -> Aged:
+    """What issues at rest hold of long ago: plans that were decided on, what follow-ups went by, the weight of sprints. 0 days keep it for ever.
+
+    Looked for on a reader and taken in small transactions, so that nobody waits long.
+    """
+    gone = follow_up_rows = 0
+    while keep.plans_days:
+        before_ms = now_ms - int(keep.plans_days * DAY_MS)
+        ids = await store.read(partial(aged.old_plans, before_ms=before_ms, limit=SPRINTS_AT_ONCE))
+        dropped = await store.write(partial(aged.drop_plans, ids=ids, before_ms=before_ms)) if ids else 0
+        gone += dropped
+        if not dropped:
+            break
+    while keep.follow_ups_days:
+        before_ms = now_ms - int(keep.follow_ups_days * DAY_MS)
+        ids = await store.read(partial(aged.old_follow_ups, before_ms=before_ms, limit=SPRINTS_AT_ONCE))
+        if not ids:
+            break
+        follow_up_rows += await store.write(partial(aged.drop_follow_ups, ids=ids))
+    found = Aged(gone, follow_up_rows, await _thin_sprints(store, keep, now_ms))
+    if found != Aged():
+        log.info("retention.aged", plans=found.plans, follow_ups=found.follow_ups, sprints=found.sprints)
+    return found
+
+
+async def _thin_sprints(store: Store, keep: RetentionSettings, now_ms: int) -> int:
+    """A report counts the single steps of its window: what the longest one reaches stays, whatever the days are."""
+    before_ms = now_ms - max(int(keep.sprints_days * DAY_MS), LONGEST_MS)
+    thinned = 0
+    place: tuple[int, str] | None = (0, "") if keep.sprints_days else None
+    while place is not None:
+        ids, place = await store.read(partial(aged.old_sprints, after=place, before_ms=before_ms, limit=LOOKED_AT_ONCE))
+        for start in range(0, len(ids), THINNED_AT_ONCE):
+            thinned += await store.write(partial(aged.thin, ids=ids[start : start + THINNED_AT_ONCE]))
+    return thinned
 
 
 async def prune_files(store: Store, workspaces: Workspaces, exports: Path, keep: RetentionSettings, now_ms: int) -> Pruned:

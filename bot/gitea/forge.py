@@ -21,6 +21,7 @@ HOOK = REPO + "/hooks/{id}"
 
 ROUTES = (
     "/user",
+    "/users/search",
     "/version",
     "/settings/api",
     "/settings/ui",
@@ -49,7 +50,7 @@ ROUTES = (
             "/labels/{id}",
             "/pulls",
             "/branches/{branch}",
-            "/git/refs/heads/{prefix}",
+            "/git/refs/{ref}",
         )
     ),
     *(REPO + part for part in ("/commits/{ref}/status", "/collaborators/{login}/permission", "/contents/{path}")),
@@ -161,6 +162,13 @@ class Forge:
         """
         route = REPO + "/collaborators/{login}/permission"
         return _text(await self._get(route, **_path(repo), login=login), "permission", route)
+
+    async def login_of(self, user_id: int) -> str:
+        """What somebody is called today; "" where nobody has this id, or the bot may not see them."""
+        reply = await self.api.getitem("/users/search", {"uid": user_id, "limit": 1})
+        found = _record(reply, "/users/search").get("data")
+        people = found if isinstance(found, list) else []
+        return next((str(person.get("login") or "") for person in people if person.get("id") == user_id), "")
 
     async def comment(self, repo: str, number: int, body: str) -> Record:
         """Comment on an issue or pull request, once, found again by the marker in `body` when the answer is lost."""

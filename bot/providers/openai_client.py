@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bot.models import DispatchError
 from bot.providers.classify import Failure, Seen
 from bot.providers.entries import Entry
-from bot.redaction import MINIMUM_LENGTH, Redactor, Secret, terminal
+from bot.redaction import MINIMUM_LENGTH, Redactor, Secret, encodable, terminal
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -257,7 +257,9 @@ class _Arrived:
 def _reply(text: str, calls: Sequence[tuple[str, str, str]], finish_reason: str, usage: RawUsage | None) -> Reply:
     if finish_reason == "content_filter":
         raise _OddError(Seen.ERROR_BODY, "the provider's content filter ended the reply", "content_filter")
-    message: dict[str, Any] = {"role": "assistant", "content": text}
+    # A stream may part a character between two pieces.
+    calls = [(encodable(call), encodable(name), encodable(arguments)) for call, name, arguments in calls]
+    message: dict[str, Any] = {"role": "assistant", "content": encodable(text)}
     if calls:
         seen: set[str] = set()
         message["tool_calls"] = []

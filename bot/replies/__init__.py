@@ -5,7 +5,7 @@ from __future__ import annotations
 # Whole modules: an answer is found by its name in the register, which importing its module fills.
 from bot.replies import _alerts, _fleet, _follow_ups, _pauses, _plans, _pulls, _refusals, _status, _text, _words, _work  # noqa: F401
 from bot.replies._alerts import alert_body, alert_comment, alert_key, alert_title, mirrors_alerts
-from bot.replies._fleet import health
+from bot.replies._fleet import health, verdicts_in_words
 from bot.replies._pauses import paused, skipped
 from bot.replies._pulls import commit_message, pr_body, pr_title
 from bot.replies._refusals import in_the_way, not_permitted, text_changed
@@ -92,6 +92,7 @@ __all__ = [
     "stopped_because",
     "text_changed",
     "too_late",
+    "verdicts_in_words",
     "waiting_in_words",
     "with_marker",
 ]

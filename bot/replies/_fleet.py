@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bot.figures import window_words
+from bot.figures import TROUBLED, window_words
 from bot.models import Json, OutcomeKind
 from bot.replies._pauses import pause_in_words
 from bot.replies._text import LISTED, _cell, _list, code, duration, escape, moment, money, plural, says
+
+_SIGNS = {"working": "🟢", "idle": "🟢", "paused": "⏸️", "degraded": "🟡", "stalled": "🔴"}
+# A restart is no time without a judge.
+UNWATCHED_MS = 60_000
 
 
 @says
 def health(verdict: str, reasons: Sequence[str], pauses: Sequence[Json]) -> str:
     """The verdict on the fleet with its evidence."""
-    sign = {"working": "🟢", "idle": "🟢", "paused": "⏸️", "degraded": "🟡", "stalled": "🔴"}.get(verdict, "")
+    sign = _SIGNS.get(verdict, "")
     listed = [escape(reason, 400) for reason in reasons] + [pause_in_words(pause) for pause in pauses if pause["scope"] != "fleet"]
     return f"{sign} **{verdict.upper()}**\n\n{_list(listed)}".strip()
 
@@ -90,9 +94,10 @@ def report(figures: Json) -> str:
     head = f"### Report: the last {window_words(until - since)}{where}\n\n{moment(since)} to {moment(until)}."
     now = f"{figures['running']:,} running and {figures['queued']:,} queued now."
     asked = sum(figures["asked"].values())
+    fleet_was = _report_fleet(figures)
     if not asked and not figures["settled"] and not figures["calls"] and not any(figures[name] for name in ("opened", "merged", "closed")):
-        return f"{head} No sprint was asked for and none ended. {now}"
-    blocks = [f"{head} {now}", _report_sums(figures, asked)]
+        return "\n\n".join([f"{head} No sprint was asked for and none ended. {now}", *fleet_was])
+    blocks = [f"{head} {now}", _report_sums(figures, asked), *fleet_was]
     for title, groups in (("Repository", figures["repositories"]), ("Model", figures["models"])):
         if groups:
             blocks.append(_report_groups(title, groups))
@@ -129,6 +134,39 @@ def _report_sums(figures: Json, asked: int) -> str:
     trouble = {name: figures[name] for name in ("crashes", "requeues", "stalled") if figures[name]}
     rows += [("Trouble", _report_counts(trouble))] if trouble else []
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+
+
+def _report_fleet(figures: Json) -> list[str]:
+    """How long the fleet was what, and its stalls, degradations and pauses one by one; nothing where nobody ever judged it."""
+    if not figures.get("verdicts"):
+        return []
+    blocks = [f"**The fleet was** {verdicts_in_words(figures['verdicts'], figures['unwatched_ms'])}."]
+    if figures["spells"]:
+        blocks.append("\n".join(f"- {_SIGNS.get(spell['verdict'], '')} {spell_in_words(spell)}" for spell in figures["spells"][-LISTED:]))
+    return blocks
+
+
+def verdicts_in_words(times: Sequence[Mapping[str, Any]], unwatched_ms: int) -> str:
+    """`idle 20 h, working 3 h 2 min, stalled 12 min (twice, the longest 10 min)`."""
+    parts = []
+    for row in times:
+        often = (
+            f" ({row['count']:,} times, the longest {duration(row['longest_ms'])})"
+            if row["count"] > 1 and row["verdict"] in TROUBLED
+            else ""
+        )
+        parts.append(f"{row['verdict']} {duration(row['total_ms'])}{often}")
+    if unwatched_ms >= UNWATCHED_MS:
+        parts.append(f"and nobody looked for {duration(unwatched_ms)}, because no service ran")
+    return ", ".join(parts)
+
+
+def spell_in_words(spell: Mapping[str, Any]) -> str:
+    """When one stall, degradation or pause began, how long it lasted, and of what."""
+    whole = duration(spell["until_ms"] - spell["from_ms"])
+    lasts = f"for {whole} so far" if spell["lasts"] else f"for {whole}"
+    because = "; ".join(part for part in (", ".join(code(cause, 40) for cause in spell["causes"]), escape(spell["reason"], 200)) if part)
+    return f"**{spell['verdict']}** {lasts}, from {moment(spell['from_ms'])}" + (f": {because}" if because else "")
 
 
 def _report_groups(title: str, groups: Sequence[Json]) -> str:

@@ -57,9 +57,9 @@ def follow_up_begins(*, source: str, login: str, issue: int, why: str) -> str:
 
 @says
 def checks_same(*, why: str, tries: int) -> str:
-    """Red in the same way as before the last follow-up."""
+    """Red in the same way as before a follow-up that was to mend it."""
     return (
-        f"🛑 **Still red: {escape(why)}**, in the same way as before my last follow-up, so I stop here ({plural(tries, 'try')} so far). "
+        f"🛑 **Still red: {escape(why)}**, in the same way as before a follow-up of mine, so I stop here ({plural(tries, 'try')} so far). "
         "`/dispatch run` with a hint after it goes on."
     ).replace("trys", "tries")
 

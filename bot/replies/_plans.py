@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bot.models import Json, PlanState
+from bot.models import Json, PlanState, SprintState
 from bot.replies._text import _list, _person, _verb, escape, moment, plural, quoted, says
 from bot.replies._words import sprint_in_words
 
@@ -97,14 +97,35 @@ def no_plan(*, verb: str, state: str = "", by: str = "") -> str:
         PlanState.CLOSED: "The last one ended when the issue was closed.",
     }
     said = became[PlanState(state)] if state in became else ""
-    return " ".join(part for part in (f"There is no plan to {_verb(verb)} here.", said, "`/dispatch plan` makes one.") if part)
+    head = f"There is no plan to {_verb(verb)} here" + (", and no pull request of mine is open." if verb == "revise" else ".")
+    return " ".join(part for part in (head, said, "`/dispatch plan` makes one.") if part)
 
 
 @says
-def plan_in_work(sprint: Json) -> str:
-    """A plan is still being made, or carried out."""
+def plan_in_work(sprint: Json, *, another_waits: bool = False) -> str:
+    """A plan is still being made, or carried out. `another_waits` where the one that is being revised still stands."""
     if sprint.get("planning"):
-        return (
-            f"The plan is still being made: this issue is {sprint_in_words(sprint)}. Decide when it is here; `/dispatch cancel` stops it."
+        what = "The plan is being made anew" if another_waits else "The plan is still being made"
+        follows = (
+            "Decide when it is here, or say `/dispatch cancel` first: then the plan before it can be decided on"
+            if another_waits
+            else "Decide when it is here; `/dispatch revise` with your words after it changes it now, `/dispatch cancel` stops it"
         )
+        return f"{what}: this issue is {sprint_in_words(sprint)}. {follows}."
     return f"This issue is already {sprint_in_words(sprint)}: there is no plan to change any more. `/dispatch cancel` stops it."
+
+
+@says
+def plan_taken_along(sprint: Json) -> str:
+    """Words about a plan that is not there yet; `sprint` makes it, as it was before they came."""
+    if SprintState(sprint["state"]) in (SprintState.QUEUED, SprintState.ADMITTED):
+        return f"Taken along: this issue is {sprint_in_words(sprint)}, and the plan will be made with your words."
+    return "The plan is begun anew with your words, and only that one will be posted. What was used so far counts towards the limits."
+
+
+@says
+def plan_not_kept() -> str:
+    """Nothing can be done again by a plan of long ago, which retention has taken."""
+    return (
+        "The plan that the last sprint worked by is not kept any more. `/dispatch plan` makes a new one, `/dispatch run` works without one."
+    )

@@ -65,6 +65,8 @@ def _running(view: SprintView, doing: str, detail: str) -> str:
             return f"🛑 **Stopping**{because}. What runs is being ended."
         case Stop.REQUEUE | Stop.DRAIN:
             return "🔁 **Going back into the queue.** It goes on from there by itself."
+        case Stop.REVISE:
+            return f"🔁 **Beginning the plan anew**, with what {_person(view.stop_by)} said about it."
         case Stop.STALLED:
             return "🛑 **Stopping**, because it took no step for a long time. What runs is being ended."
         case None:

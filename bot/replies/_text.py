@@ -20,6 +20,8 @@ TITLE_CAP = 200
 LISTED = 20
 SHORT_SHA = 10
 KEY_DIGITS = 32
+# They join letters of a word in some scripts, and the parts of an emoji.
+_JOINERS = "\u200c\u200d"
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/[A-Za-z0-9._~/-]*)?")
 _SAID: dict[str, Callable[..., str]] = {}
 
@@ -113,7 +115,7 @@ def quoted(text: str, limit: int = SUMMARY_CAP) -> str:
 
 
 def _one_line(text: str, limit: int) -> str:
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    line = " ".join("".join(char if char.isprintable() or char in _JOINERS else " " for char in text).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
@@ -208,4 +210,5 @@ def _verb(verb: str) -> str:
 
 def _problem(problem: str) -> str:
     # A problem quotes what a person wrote, in code spans that the grammar has made harmless; outside of those nothing is theirs.
-    return neutralise(_one_line(problem, 400))
+    # An example is there to be copied: at the beginning of a code span a command cannot act.
+    return neutralise(_one_line(problem, 400)).replace("`/\u200bdispatch ", "`/dispatch ")

@@ -158,6 +158,8 @@ def sprint_in_words(sprint: Mapping[str, Any]) -> str:
         return ", ".join(part for part in ("queued for a plan" if sprint.get("planning") else "queued", place, because) if part)
     if sprint["stopping"] == Stop.CANCEL:
         return "being cancelled"
+    if sprint["stopping"] == Stop.REVISE:
+        return "beginning its plan anew"
     work = "planning" if sprint.get("planning") else "working"
     if state is SprintState.WORKING and sprint["steps"]:
         limit = f" of {sprint['max_steps']}" if sprint["max_steps"] else ""

@@ -39,6 +39,8 @@ def already_active(sprint: Json) -> str:
     following = (
         "Ask again when it has ended." if sprint["stopping"] == Stop.CANCEL else "It stays one sprint. To stop it: `/dispatch cancel`."
     )
+    if sprint.get("planning") and sprint["stopping"] != Stop.CANCEL:
+        following += " To say what the plan should be like: `/dispatch revise` with your words after it."
     return f"This issue is already {sprint_in_words(sprint)}{by}. {following}"
 
 
@@ -57,7 +59,8 @@ def status(
         lines.append(f"**Now:** {sprint_in_words(active)} (for {duration(now_ms - active['since_ms'])}).")
     if last is not None:
         lines.append(f"**{'Before' if active else 'Last'}:** {sprint_in_words(last)} ({duration(now_ms - last['since_ms'])} ago).")
-    if active is None and not skip:
+    over = last is not None and last["pr_state"] == "merged"
+    if active is None and not skip and (plan or not over):
         lines.append(_plan_next(PlanState.WAITING) if plan else "`/dispatch retry` starts again.")
     return "\n\n".join(lines)
 
@@ -147,7 +150,7 @@ def explanation(
 
 def decision_in_words(row: Mapping[str, Any]) -> str:
     """One row of the trail as a sentence."""
-    reason = escape(row["reason"], 300)
+    reason = escape(row["reason"], 300).rstrip(".")
     match row["kind"]:
         case "admit":
             return "it was its turn: a slot was reserved."
@@ -252,6 +255,16 @@ def addressed() -> str:
     return (
         "I act on commands only, so that people can talk about me as well as to me. `/dispatch run` at the start of a line starts work on this "
         "issue, with your words after it as instructions; `/dispatch help` lists the rest."
+    )
+
+
+@says
+def command_unread() -> str:
+    """A command stands in the text of an issue, or in a review; said once in an issue or pull request."""
+    # Without the command itself: what is neutralised here could be copied, and would not be heard either.
+    return (
+        "I read commands in comments only, not in the text of an issue or in a review, so the one that is there was not obeyed. "
+        "Write it as a comment of its own, at the start of a line."
     )
 
 

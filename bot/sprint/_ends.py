@@ -22,6 +22,7 @@ from bot.workspace import Workspaces
 ROUND_SUMMARY = 600
 NEXT: Json = {"go": "next"}
 GONE: Json = {"go": "gone"}
+ANEW = "the plan is made anew, with what was said about it"
 
 
 class Stopped(Exception):

@@ -104,7 +104,7 @@ class Prepare(Stage):
         repository = self._repo(view)[1]
         _, issue, config, (pulls, blockers), standing = await all_or_none(
             self._allowed(view, repo),
-            self._issue(repo, view.issue.number),
+            self._issue(view.repo_id, repo, view.issue.number),
             kit.repositories.config(view.repo_id, fresh=True),
             kit.decider.other_work(view.repo_id, repo, view.issue.number),
             kit.forge.heads(repo, stem_of(view)),
@@ -121,7 +121,7 @@ class Prepare(Stage):
         if issue.get("state") != "open":
             raise end_with(OutcomeKind.CANCELLED, "the issue was closed")
         digest = await self._frozen(view, repo, issue)
-        base = view.base_branch or repository.base_branch or str(record.get("default_branch") or "main")
+        base = _goes_into(view, pulls) or repository.base_branch or str(record.get("default_branch") or "main")
         await self._no_other_work(view, issue, pulls, blockers, first=first)
         again: dict[str, Any] = {}
         object_format = str(record.get("object_format_name") or "")
@@ -142,10 +142,11 @@ class Prepare(Stage):
             **again,
         )
 
-    async def _issue(self, repo: str, number: int) -> Mapping[str, Any]:
+    async def _issue(self, repo_id: int, repo: str, number: int) -> Mapping[str, Any]:
         try:
             return await self.kit.forge.issue(repo, number)
         except NotFound:
+            await self.kit.repositories.must_be_seen(repo_id)
             raise end_with(OutcomeKind.CANCELLED, "the issue was deleted") from None
 
     async def _frozen(self, view: SprintView, repo: str, issue: Mapping[str, Any]) -> str:
@@ -250,6 +251,13 @@ class Prepare(Stage):
         await kit.store.write(lambda conn: follow_ups.begin(conn, view.id, repo_id=view.repo_id, pull=pull.number, afresh=not kept))
         again: dict[str, Any] = {} if attempt == view.attempt else {"attempt": attempt, "head_sha": ""}
         return pull.base_branch, pull.head_branch, view.base_sha if kept else tip, tip, again
+
+
+def _goes_into(view: SprintView, pulls: Sequence[OpenPull]) -> str:
+    """The branch that was asked for or begun at, else the one that our open pull request goes into, also where a person has changed that; else ""."""
+    if "base" in view.options or view.base_sha:
+        return view.base_branch
+    return next((pull.base for pull in pulls if pull.own and pull.base), view.base_branch)
 
 
 def stem_of(view: SprintView) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import structlog
 
 from bot import replies, rounds
+from bot.gitea.errors import NotFound
 from bot.models import EventKind, FailureReason, OutcomeKind, SprintEvent, SprintState, SprintView, WaitingReason
 from bot.sprint._ends import Stopped, _in_brief, _why, end_with, requeue, verdict_of
 from bot.sprint._prepare import LAST_BRANCH, stem_of
 from bot.sprint._stage import _pull_state
 from bot.sprint._vet import Vet
 from bot.store import sprints, steps
-from bot.workspace import GitFailed
+from bot.workspace import GitFailed, GitKilled
 
 log = structlog.get_logger()
 
@@ -42,16 +43,20 @@ class Publish(Vet):
         title = kit.scrub(replies.pr_title(view, draft=draft))
         body = await self._pr_body(view, row.summary)
         created = found is None
+        elsewhere = False
         if found is None:
             found = await self._open_pull(view, pulls, branch)
+            elsewhere = found is not None and (found.get("base") or {}).get("ref") != view.base_branch
         if found is None:
             await self._held()
-            found = await kit.forge.create_pull(repo, branch, view.base_branch, title, body)
+            found = await self._create_pull(view, repo, branch, title, body)
             kit.failpoint("pr.created")
         else:
             created = False
             await self._held()
-            await kit.forge.edit_pull(repo, int(found["number"]), title=title, body=body)
+            # One pull request an issue: asked for another base, it is this one that goes there.
+            moved = {"base": view.base_branch} if elsewhere else {}
+            await kit.forge.edit_pull(repo, int(found["number"]), title=title, body=body, **moved)
         await self._record_pull(view, k, found)
         models = await kit.store.read(lambda conn: steps.models_of(conn, view.id))
         kit.observe(
@@ -75,6 +80,15 @@ class Publish(Vet):
         log.info("sprint.published", sprint=view.id, pr=found["number"], head=head)
         good = kind in (OutcomeKind.PULL_REQUEST, OutcomeKind.UPDATED)
         raise end_with(kind, _in_brief(row.summary) if good else _why(row.agent_end, row.agent_reason), reason)
+
+    async def _create_pull(self, view: SprintView, repo: str, branch: str, title: str, body: str) -> Mapping[str, Any]:
+        try:
+            return await self.kit.forge.create_pull(repo, branch, view.base_branch, title, body)
+        except NotFound:
+            if await self.kit.workspaces.remote_head(repo, view.base_branch) is not None:
+                raise
+            detail = f"the branch `{view.base_branch}` was deleted meanwhile; what was done is on `{branch}`"
+            raise end_with(OutcomeKind.FAILED, detail, FailureReason.PR) from None
 
     async def _publish_round(
         self, view: SprintView, k: int, repo: str, *, tree: str, summary: str, remote: str | None, end: tuple[OutcomeKind, str], limit: Any
@@ -108,19 +122,21 @@ class Publish(Vet):
         return None
 
     async def _open_pull(self, view: SprintView, pulls: Iterable[Mapping[str, Any]], branch: str) -> Mapping[str, Any] | None:
-        """Our open pull request on this branch, from an earlier sprint of the issue: it is updated."""
+        """Our open pull request on this branch, from an earlier sprint of the issue: it is updated. One that goes into the right base comes first."""
         me = (await self.kit.forge.me())["id"]
+        found: Mapping[str, Any] | None = None
         for pull in pulls:
             head, base = pull.get("head") or {}, pull.get("base") or {}
             if (
                 pull.get("state") == "open"
                 and head.get("label") == branch
                 and head.get("repo_id") == view.repo_id
-                and base.get("ref") == view.base_branch
                 and (pull.get("user") or {}).get("id") == me
             ):
-                return pull
-        return None
+                if base.get("ref") == view.base_branch:
+                    return pull
+                found = found or pull
+        return found
 
     async def _push(self, view: SprintView, k: int, repo: str, tree: str, summary: str, remote: str | None) -> tuple[str, str]:
         """Commit and push; the head is in the row before it is at the forge, and no head of another person is overwritten.
@@ -134,6 +150,8 @@ class Publish(Vet):
                 raise GitFailed("no tree of this sprint is on this host")
             commit = await kit.workspaces.commit(view.id, tree, view.base_sha, message, at_ms=view.started_ms)
         except GitFailed as error:
+            if isinstance(error, GitKilled) or kit.workspaces.lacks():
+                raise
             if view.head_sha and remote == view.head_sha:
                 return view.head_sha, view.branch
             raise requeue(WaitingReason.REQUEUED, "the work was on a machine that is gone", new_attempt=True) from error

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from bot import rounds
 from bot.models import EventKind, FailureReason, Json, Outcome, OutcomeKind, SprintEvent, SprintState, SprintView, Stop, WaitingReason
+from bot.sprint._ends import ANEW, requeue
 from bot.sprint._publish import Publish
 from bot.sprint._stage import FIRST_BACKOFF_MS, LAST_BACKOFF_MS
 from bot.store import intents, plans, sprints, steps
@@ -74,6 +75,9 @@ class SprintStages(Publish):
         before = sprints.get(conn, sprint_id)
         if not sprints.claim(conn, sprint_id, k, me=me, node_id=kit.lease.node_id, timeout_ms=kit.lease.timeout_ms) or before is None:
             return "gone", before
+        if before.stop is Stop.REVISE and end["go"] == "settle" and end["kind"] not in (OutcomeKind.REFUSED, OutcomeKind.CANCELLED):
+            # The words came when the agent had ended already: its plan is not the one that is wanted.
+            end = requeue(WaitingReason.REQUEUED, ANEW).end
         again = end["go"] == "requeue" and not (end["new_attempt"] and before.attempt >= kit.settings.queue.max_attempts)
         if again and sprints.requeue(
             conn,

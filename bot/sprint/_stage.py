@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
@@ -15,7 +18,7 @@ from sqlalchemy.engine import Connection
 from bot import feedback
 from bot.authorise import Denied, NotYet
 from bot.config import RepositorySettings, Settings
-from bot.gitea.errors import ForgeError, Moved, NotFound, may_recover
+from bot.gitea.errors import ForgeError, Moved, NotFound, Unauthorized, may_recover
 from bot.lease import Fenced
 from bot.models import (
     Actor,
@@ -33,9 +36,9 @@ from bot.models import (
 )
 from bot.repo_config import narrow
 from bot.sandbox import SandboxUnavailable
-from bot.sprint._ends import GONE, NEXT, Kit, Stopped, end_with, requeue
+from bot.sprint._ends import ANEW, GONE, NEXT, Kit, Stopped, end_with, requeue
 from bot.store import is_away, sprints
-from bot.workspace import GitRefused, GitUnavailable, Refusal, TreeRefused
+from bot.workspace import GitFailed, GitKilled, GitRefused, GitUnavailable, Refusal, TreeRefused
 
 log = structlog.get_logger()
 
@@ -46,6 +49,18 @@ FLAG_SECONDS = 0.5
 # What a step returned is recorded by the engine a moment after it ended.
 RECORD_SECONDS = 0.2
 AWAY_SECONDS = 1.0
+UNWELCOME = "the forge refuses my token"
+SCARCE_RETRY_MS = 30_000
+SCARCE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk's quota is used up",
+    errno.EROFS: "the disk cannot be written to",
+    errno.EMFILE: "the service has too many files open",
+    errno.ENFILE: "this machine has too many files open",
+    errno.ENOMEM: "this machine has no memory left",
+    errno.EAGAIN: "this machine starts no more processes",
+}
+SAID = {os.strerror(number).lower(): why for number, why in SCARCE.items() if number != errno.EAGAIN}
 
 
 class Stage:
@@ -158,7 +173,13 @@ class Stage:
     async def _end_by_error(self, name: str, sprint_id: str, error: Exception) -> Json:
         """What an error of a step means for its sprint: later, refused, or failed with its reason."""
         kit = self.kit
+        scarce = _scarce(error, kit.workspaces.lacks)
+        if scarce:
+            log.error("sprint.machine_short", sprint=sprint_id, stage=name, short_of=scarce, error=kit.scrub(str(error)))
+            return requeue(WaitingReason.REQUEUED, scarce, not_before_ms=kit.now_ms() + SCARCE_RETRY_MS).end
         match error:
+            case GitKilled():
+                return await self._later(sprint_id, str(error), why="this machine ended what it needs")
             case Fenced():
                 log.warning("sprint.fenced", sprint=sprint_id, stage=name, error=str(error))
                 return GONE
@@ -169,7 +190,11 @@ class Stage:
             case Moved():
                 await self._resolve(sprint_id)
                 return await self._later(sprint_id, str(error))
+            case NotFound() if await self._out_of_sight(sprint_id):
+                return await self._later(sprint_id, str(error), why="I cannot see the repository")
             case ForgeError() | TimeoutError() | ConnectionError():
+                if isinstance(error, Unauthorized):
+                    return await self._later(sprint_id, str(error), why=UNWELCOME)
                 if may_recover(error):
                     return await self._later(sprint_id, str(error))
                 reason = FailureReason.PR if name == "publish" else FailureReason.CLONE
@@ -186,6 +211,8 @@ class Stage:
         if error.kind in (Refusal.AUTH, Refusal.MOVED):
             if error.kind is Refusal.MOVED:
                 await self._resolve(sprint_id)
+            if error.kind is Refusal.AUTH:
+                return await self._later(sprint_id, str(error), why=UNWELCOME)
             return await self._later(sprint_id, str(error))
         if error.kind is Refusal.LEASE:
             return await self._later(sprint_id, str(error), why="the branch moved while it was pushed")
@@ -226,6 +253,15 @@ class Stage:
             with contextlib.suppress(ForgeError):
                 await self.kit.repositories.resolve(view.repo_id)
 
+    async def _out_of_sight(self, sprint_id: str) -> bool:
+        """Whether a 404 is of the whole repository, which says nothing of what was asked for."""
+        view = await self.kit.store.read(lambda conn: sprints.get(conn, sprint_id))
+        try:
+            await self.kit.repositories.must_be_seen(view.repo_id if view is not None else 0)
+        except ForgeError:
+            return True
+        return False
+
     async def _tidy(self, sprint_id: str) -> None:
         """Removes what a sprint left on this disk; that it cannot be is nothing of the sprint."""
         try:
@@ -261,6 +297,8 @@ class Stage:
     def _stop_end(self, stop: str, by: str) -> Stopped:
         if stop == Stop.CANCEL:
             return end_with(OutcomeKind.CANCELLED, f"cancelled by {by}" if by else "cancelled")
+        if stop == Stop.REVISE:
+            return requeue(WaitingReason.REQUEUED, ANEW)
         if stop == Stop.STALLED:
             return end_with(OutcomeKind.FAILED, "it took no step for a long time, again after it was begun anew", FailureReason.STALLED)
         return requeue(WaitingReason.REQUEUED, f"requeued by {by}" if by else "requeued")
@@ -285,7 +323,8 @@ class Stage:
         if isinstance(judgement, NotYet):
             raise Stopped(await self._later(view.id, judgement.reason))
         if isinstance(judgement, Denied):
-            raise end_with(OutcomeKind.REFUSED, f"{view.requester} may not ask for this any more: {judgement.reason}")
+            ours = f" ({judgement.operator_error})" if judgement.operator_error else ""
+            raise end_with(OutcomeKind.REFUSED, self.kit.scrub(f"{view.requester} may not ask for this any more: {judgement.reason}{ours}"))
 
     async def _own_pull(self, view: SprintView, repo: str) -> tuple[PullFacts, Mapping[str, Any]]:
         """The open pull request that this sprint goes on with; a follow-up ends quietly where that is over."""
@@ -305,6 +344,21 @@ class Stage:
         """The settings as the repository's default branch narrows them at this moment, whatever branch the sprint works on."""
         config = await self.kit.repositories.config(view.repo_id)
         return narrow(self.kit.settings, self._repo(view)[1], config)
+
+
+def _scarce(error: BaseException, lacks: Callable[[], str]) -> str:
+    """What this machine is short of where that is why a step failed, or "": nothing is wrong with the sprint then, and it waits."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, ConnectionError | TimeoutError) and cause.errno in SCARCE:
+            return SCARCE[cause.errno]
+        cause = cause.__cause__
+    if isinstance(error, GitFailed | GitRefused | GitUnavailable):
+        # What the forge's own git says begins with `remote:`, and is not about this machine.
+        said = re.search(r"(?m)^(?:git [a-z-]+: )?(?:fatal|error): .*?(" + "|".join(SAID) + ")", str(error), re.IGNORECASE)
+        if said:
+            return SAID[said[1].lower()]
+    return lacks() if isinstance(error, OSError | GitFailed | TreeRefused | SandboxUnavailable) else ""
 
 
 def _pull_state(pull: Mapping[str, Any]) -> str:

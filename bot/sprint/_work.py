@@ -88,7 +88,7 @@ class Work(Prepare):
         # What people wrote is read while the tree is made.
         (attempt, workdir), issue, comments = await all_or_none(
             self._ensure_workspace(view, k, repo),
-            self._issue(repo, view.issue.number),
+            self._issue(view.repo_id, repo, view.issue.number),
             kit.decider.trusted_comments(view.repo_id, repo, view.issue.number),
         )
         deadline_ms = await self._deadline(view)
@@ -221,7 +221,8 @@ class Work(Prepare):
                 bot=kit.login,
                 planning=view.plans,
             ),
-            task=task,
+            # Whatever people wrote, also in AGENTS.md: no secret of ours goes to a provider.
+            task=kit.scrub(task),
             workdir=workdir,
             repo=repo,
             issue=view.issue.number,

@@ -31,6 +31,7 @@ from bot.store import (
     pulls,
     samples,
     skips,
+    spells,
     sprints,
     steps,
     workers,
@@ -47,6 +48,8 @@ READERS = 4
 # Connections beyond the pools' threads: a lease is not beaten late because everybody else writes.
 OWN = 1
 CONNECT_SECONDS = 10
+# A server that vanished without a word (a cut wire, a dead host) is noticed in half a minute, not after the system's two hours.
+ALIVE = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "4", "tcp_user_timeout": "30000"}
 LOCKS = "timmy-dispatch"
 
 # Imported for their tables: whoever creates the schema must know them all.
@@ -67,6 +70,7 @@ CONCERNS = (
     pulls,
     samples,
     skips,
+    spells,
     sprints,
     steps,
     workers,
@@ -88,6 +92,42 @@ def is_away(error: BaseException) -> bool:
     return True
 
 
+def watched(url: str) -> str:
+    """The address of a PostgreSQL server with its connections watched over; what the operator wrote into it holds."""
+    parts = make_url(url)
+    if parts.get_backend_name() == "sqlite":
+        return url
+    return parts.update_query_dict({name: value for name, value in ALIVE.items() if name not in parts.query}).render_as_string(
+        hide_password=False
+    )
+
+
+def explain(error: BaseException) -> str:
+    """In a sentence what is wrong with the database and what to do, or "" where the error is none of a database."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return ""
+    said = (str(error.orig).strip().splitlines() or [type(error).__name__])[0]
+    if not isinstance(error.orig, sqlite3.Error):
+        return f"the database cannot be used: {said}. Remedy: see whether the server runs, and what `database` in the configuration names"
+    name = getattr(error.orig, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return (
+            f"the database file is damaged ({said}). Remedy: stop every timmy-dispatch of this state folder, then put a backup in its place, or move "
+            "timmy.db, timmy.db-wal and timmy.db-shm away: the next start makes an empty one, and open pull requests are found again in the forge"
+        )
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
+        return f"the database file cannot be used ({said}). Remedy: see whether the disk of the state folder is full or read-only, and whose the file is"
+    return f"the database cannot be used ({said})"
+
+
+def may_come_back(error: BaseException) -> bool:
+    """Whether a server that could not be reached, or said that it is only starting or ending, is worth waiting for; SQLite's file is here or it is not."""
+    if not isinstance(error, sa.exc.OperationalError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    said = str(error.orig)
+    return "FATAL" not in said or any(word in said for word in ("starting up", "shutting down", "recovery", "too many"))
+
+
 class Store:
     """Connections to the database and the two ways to use it.
 
@@ -97,7 +137,7 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = make_url(url)
+        self.url = make_url(watched(url))
         self.sqlite = self.url.get_backend_name() == "sqlite"
         install_listener()
         if self.sqlite:

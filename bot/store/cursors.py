@@ -17,6 +17,7 @@ LAST_PROGRESS = "last_progress_ms"
 LAST_SUCCESS = "last_success_ms"
 STARTED = "initialised_ms"
 FORGE_HOLD = "forge_hold"
+OWN_HOOKS = "own_hooks"
 
 
 def get(conn: Connection, name: str) -> Any:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from bot.figures import BUCKETS, EXAMPLES, GOOD, Bucket, Example, Failure, Figures, Group, Outage, Spread
 from bot.models import IN_FLIGHT, FailureReason, OutcomeKind, SprintState
-from bot.store import deliveries, intents, providers, pulls, sprints, steps
+from bot.store import deliveries, intents, providers, pulls, spells, sprints, steps
 from bot.store import outages as provider_outages
 
 c = sprints.table.c
@@ -62,6 +62,7 @@ def figures(
     ).all()
     opened, merged, closed, reverted, waits_to_pull, merged_of = _pulls(conn, since_ms, until_ms, repo_id)
     calls, failed_calls, calls_usd = _calls(conn, since_ms, until_ms, repo_id)
+    verdicts, troubled, unwatched_ms = spells.between(conn, since_ms=since_ms, until_ms=until_ms, now_ms=now_ms)
     started = sa.select(c.started_ms - c.queued_ms).where(c.started_ms >= since_ms, c.started_ms < until_ms, *here)
     live = {row[0]: int(row[1]) for row in conn.execute(_by(c.state).where(c.state != SprintState.SETTLED, *here))}
     return Figures(
@@ -92,6 +93,9 @@ def figures(
         acts=_acts(conn, decided),
         outages=outages(providers.load(conn), now_ms) if outages and repo_id is None else (),
         downtimes=provider_outages.between(conn, since_ms=since_ms, until_ms=until_ms, now_ms=now_ms) if repo_id is None else (),
+        verdicts=verdicts,
+        spells=troubled,
+        unwatched_ms=unwatched_ms,
         commands=_commands(conn, decided),
         deliveries=_deliveries(conn, since_ms, until_ms) if repo_id is None else {},
         buckets=_buckets(ended, since_ms, until_ms),

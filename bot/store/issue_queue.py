@@ -94,6 +94,18 @@ class IssueQueue:
         """A plan that waits, waits no longer; the decision of the Ask tells why."""
         return plans.end(self.conn, plan, state, by=by, reason=reason, told=False, now_ms=self.now_ms)
 
+    def revise(self, sprint_id: SprintId, by: str, *, instructions: str, options: Mapping[str, str]) -> bool:
+        """A planning sprint makes its plan with these instructions and options, anew where it has begun; False where it ends already."""
+        return sprints.revise(
+            self.conn,
+            sprint_id,
+            by=by,
+            instructions=instructions,
+            options=options,
+            limits=_lowered(self.limits, options),
+            now_ms=self.now_ms,
+        )
+
     def told_of_text(self, plan: Plan, digest: str) -> None:
         """This very text may be approved now."""
         plans.told(self.conn, plan.id, digest)

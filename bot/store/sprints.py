@@ -309,6 +309,31 @@ def flag(conn: Connection, sprint_id: str, stop: Stop, *, by: str, now_ms: int) 
     return conn.execute(statement).rowcount == 1
 
 
+def revise(
+    conn: Connection, sprint_id: str, *, by: str, instructions: str, options: Mapping[str, str], limits: Limits, now_ms: int
+) -> bool:
+    """A planning sprint is told what its plan should be like: in place while nobody runs it, by flag while somebody does. False: it ends already.
+
+    What it did so far counts no more, so that the next steps are those of another attempt.
+    """
+    if lock(conn, sprint_id) is None:
+        return False
+    values = {
+        "instructions": clean(instructions),
+        "options": dict(options),
+        "limits": {"steps": limits.steps, "seconds": limits.seconds, "tokens": limits.tokens, "usd": limits.usd},
+        "updated_ms": now_ms,
+        "rev": c.rev + 1,
+        "show_due_ms": 0,
+    }
+    waits = table.update().where(c.id == sprint_id, c.state.in_([SprintState.QUEUED, SprintState.ADMITTED]))
+    if conn.execute(waits.values(attempt=c.attempt + sa.case((c.steps > 0, 1), else_=0), **values)).rowcount:
+        return True
+    goes_on = sa.or_(c.stop.is_(None), c.stop.not_in([Stop.CANCEL, Stop.STALLED]))
+    runs = table.update().where(c.id == sprint_id, c.state.in_([SprintState.PREPARING, SprintState.WORKING]), goes_on)
+    return conn.execute(runs.values(stop=Stop.REVISE, stop_by=clean(by), **values)).rowcount == 1
+
+
 def flags(conn: Connection, executor_id: str) -> dict[str, str]:
     """Sprint id -> stop flag, of the sprints this executor runs."""
     statement = sa.select(c.id, c.stop).where(c.executor_id == executor_id, c.stop.is_not(None), c.state.in_(list(RUNNING)))
@@ -450,7 +475,10 @@ def requeue(
     now_ms: int,
     new_attempt: bool = False,
 ) -> bool:
-    """Back to the queue with its first enqueued time kept; a cancel that came meanwhile wins (then nothing changes)."""
+    """Back to the queue with its first enqueued time kept; a cancel that came meanwhile wins (then nothing changes).
+
+    What is to be planned anew begins another attempt, whoever sends it back.
+    """
     owner = [] if me is None else [c.executor_id == me]
     not_cancelled = sa.or_(c.stop.is_(None), c.stop != Stop.CANCEL)
     statement = (
@@ -465,7 +493,7 @@ def requeue(
             stop_by="",
             executor_id=None,
             doing="",
-            attempt=c.attempt + (1 if new_attempt else 0),
+            attempt=c.attempt + (1 if new_attempt else sa.case((c.stop == Stop.REVISE, 1), else_=0)),
             updated_ms=now_ms,
             rev=c.rev + 1,
             show_due_ms=0,

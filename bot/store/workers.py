@@ -126,6 +126,15 @@ def reap(conn: Connection, executor_id: str) -> bool:
     return False
 
 
+def dismiss(conn: Connection, executor_id: str) -> bool:
+    """Nobody waits for it any more: declared dead, and its row goes, so that what it owned is taken over and it ends if it lives after all; True where it
+    had a lease that stood until now.
+    """
+    crashed = reap(conn, executor_id)
+    conn.execute(table.delete().where(table.c.executor_id == executor_id))
+    return crashed
+
+
 def without_lease(conn: Connection, executors: Iterable[str]) -> set[str]:
     """Those of `executors` that have no row at all, or one that is reaped: dead for certain, whatever the clocks say."""
     standing = set(conn.execute(sa.select(table.c.executor_id).where(table.c.reaped_ms.is_(None))).scalars())
@@ -133,5 +142,6 @@ def without_lease(conn: Connection, executors: Iterable[str]) -> set[str]:
 
 
 def forget(conn: Connection, *, before_ms: int) -> None:
-    """Drops rows reaped long ago."""
-    conn.execute(table.delete().where(table.c.reaped_ms < before_ms))
+    """Drops rows reaped long ago, and those that have been silent for as long and owned nothing, so that nobody reaped them."""
+    silent = sa.and_(table.c.reaped_ms.is_(None), table.c.beat_ms < before_ms)
+    conn.execute(table.delete().where(sa.or_(table.c.reaped_ms < before_ms, silent)))

@@ -14,7 +14,7 @@ from bot.failpoints import Failpoints
 from bot.gitea.errors import BadDelivery, BadSignature, Malformed, TooLarge, Unsigned
 from bot.gitea.routing import Router
 from bot.gitea.sansio import Event, is_test_push
-from bot.redaction import Secret
+from bot.redaction import MINIMUM_LENGTH, Secret
 from bot.repositories import Repositories
 from bot.store import Store, cursors, deliveries
 
@@ -47,11 +47,13 @@ class Intake:
         handled: Callable[[str, float], None],
         failpoint: Failpoints,
         now_ms: Callable[[], int],
+        hidden: Sequence[Secret] = (),
     ) -> None:
         self._store = store
         self._router = router
         self._repositories = repositories
         self._secrets = [secret.reveal().encode() for secret in secrets]
+        self._hidden = [*self._secrets, *(secret.reveal().encode() for secret in hidden)]
         self._me_id = me_id
         self._max_bytes = max_bytes
         self._read_seconds = read_seconds
@@ -131,9 +133,10 @@ class Intake:
             return 200, "ignored", "this repository is not served here"
         if not self._router.handles(event.event_type, event.action):
             return 200, "ignored", "nobody handles this event"
+        body = self._without_secrets(event)
         stored = await self._store.write(
             lambda conn: deliveries.add(
-                conn, digest=event.digest, event_type=event.event_type, delivery=event.delivery, body=event.body, now_ms=now
+                conn, digest=event.digest, event_type=event.event_type, delivery=event.delivery, body=body, now_ms=now
             )
         )
         self._failpoint("inbox.inserted")
@@ -141,6 +144,18 @@ class Intake:
             return 200, "duplicate", "received before"
         self._offer(event.digest)
         return 202, "accepted", "stored"
+
+    def _without_secrets(self, event: Event) -> bytes:
+        """The body as it may be stored. A secret of ours that somebody wrote into an issue is struck out as the client does it with replies."""
+        body = event.body
+        for secret in self._hidden:
+            if len(secret) >= MINIMUM_LENGTH and secret in body:
+                body = body.replace(secret, b"***")
+        if body is not event.body:
+            log.error(
+                "intake.secret_published", repository=event.full_name, delivery=event.delivery, remedy="revoke it: people can read it"
+            )
+        return body
 
     async def flush(self) -> None:
         """Writes when the last authentic delivery (and test) came."""

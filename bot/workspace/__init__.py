@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bot.workspace.errors import GitFailed, GitRefused, GitUnavailable, Refusal, TreeRefused
+from bot.workspace.errors import GitFailed, GitKilled, GitRefused, GitUnavailable, Refusal, TreeRefused
 from bot.workspace.manager import Workspaces
 from bot.workspace.policy import Change, Policy, Violation
 from bot.workspace.secrets_scan import Hit, scan_text
@@ -10,6 +10,7 @@ from bot.workspace.secrets_scan import Hit, scan_text
 __all__ = [
     "Change",
     "GitFailed",
+    "GitKilled",
     "GitRefused",
     "GitUnavailable",
     "Hit",

@@ -36,5 +36,9 @@ class GitFailed(DispatchError):
     """Git failed on this host, without any forge involved (disk, damaged repository, time)."""
 
 
+class GitKilled(GitFailed):
+    """Somebody else ended git by a signal (the kernel for want of memory, an operator): the same call may work later."""
+
+
 class TreeRefused(UserError):
     """The agent's tree cannot leave the sandbox (too large, damaged, forged); the message says why."""

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from bot.redaction import Secret
 from bot.sandbox.process import Child, Output, PipeReader, PipeWriter, memory_file, pipe
-from bot.workspace.errors import GitFailed, GitRefused, GitUnavailable, Refusal
+from bot.workspace.errors import GitFailed, GitKilled, GitRefused, GitUnavailable, Refusal
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 LOCAL_SECONDS = 60.0
@@ -80,6 +80,7 @@ _PERMANENT = (
 )
 _PASSING = re.compile(
     r"returned error: (5\d\d|408|429)|Could not resolve|Failed to connect|Couldn't connect|Connection (refused|reset|timed out)|timed out|too slow|RPC failed"
+    r"|died of signal|No space left on device"
     r"|hung up|early EOF|unexpected disconnect|Empty reply|transfer closed|Recv failure|Send failure|SSL|certificate|GnuTLS|gnutls|HTTP/2|curl \d+",
 )
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
@@ -186,7 +187,7 @@ class HostGit:
         timeout: float = LOCAL_SECONDS,
         prefix: tuple[str, ...] = (),
     ) -> GitOutput:
-        """Local git on `git_dir`; never touches the network. `stdin` is data or a descriptor. Raises GitFailed when it takes too long."""
+        """Local git on `git_dir`; never touches the network. `stdin` is data or a descriptor. Raises GitFailed when it takes too long or is killed."""
         environment = {**self._environment, "GIT_DIR": str(git_dir), "GIT_ALLOW_PROTOCOL": "none", **(extra or {})}
         try:
             return await _run([*prefix, self._git, *arguments], environment, stdin, max_output, timeout, ())
@@ -201,7 +202,7 @@ class HostGit:
         return result.out.decode("utf-8", "surrogateescape").rstrip("\n")
 
     async def network(self, git_dir: Path, *arguments: str, timeout: float = NETWORK_SECONDS) -> GitOutput:
-        """Git that speaks to the forge, with the token within reach of askpass. Raises GitUnavailable when it takes too long."""
+        """Git that speaks to the forge, with the token within reach of askpass. Raises GitUnavailable when it takes too long, GitKilled when it is killed."""
         self._write_askpass()
         token = memory_file("token", self._token.reveal().encode() + b"\n")
         try:
@@ -274,4 +275,6 @@ async def _run(
         for reader in readers:
             reader.close(drain=max_output)
     cut = len(out) > max_output
+    if code < 0 and not cut:
+        raise GitKilled(f"git was ended by signal {-code}")
     return GitOutput(code, bytes(out[:max_output]), err.text(), cut=cut)

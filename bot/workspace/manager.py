@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from bot.redaction import Secret
 from bot.sandbox.contract import Bind, CommandResult, Sandbox, SandboxUnavailable
 from bot.sandbox.limits import PRLIMIT, measure
 from bot.workspace import policy
-from bot.workspace.errors import GitFailed, GitRefused, GitUnavailable, Refusal, TreeRefused
+from bot.workspace.errors import GitFailed, GitKilled, GitRefused, GitUnavailable, Refusal, TreeRefused
 from bot.workspace.hostgit import MAX_OUTPUT, GitOutput, HostGit, branch_ref, classify, sha
 from bot.workspace.policy import Change, Policy, Violation
 from bot.workspace.secrets_scan import scan_known, scan_patch
@@ -26,6 +27,8 @@ MAX_PACK = 64 * 1024**2
 MAX_PATCH = 64 * 1024**2
 MAX_LISTING = 32 * 1024**2
 BASE_FILES = 64
+FULL_BYTES = 1024**2
+FULL_FILES = 16
 VANISHED = "couldn't find remote ref"
 EXPORT_SECONDS = 60.0
 CLONE_SECONDS = 300.0
@@ -159,6 +162,13 @@ class Workspaces:
         found = os.statvfs(self._root)
         return found.f_bavail * found.f_frsize
 
+    def lacks(self) -> str:
+        """What this disk has nothing left of, or ""."""
+        found = os.statvfs(self._root)
+        if found.f_bavail * found.f_frsize < FULL_BYTES:
+            return "the disk is full"
+        return "the disk takes no more files" if found.f_files and found.f_favail < FULL_FILES else ""
+
     async def sizes(self) -> list[tuple[str, int]]:
         """(sprint, bytes on disk) of every folder here; what hides inside an unreadable one is not counted."""
         folders = sorted(path for path in self._root.iterdir() if _SPRINT.fullmatch(path.name) and path.is_dir())
@@ -235,6 +245,8 @@ class Workspaces:
             {"branch": branch, "sha": sha(branch_sha), "format": _format(branch_sha), "repo": self._seen_repo(sprint_id)},
             timeout=CLONE_SECONDS,
         )
+        if _was_killed(result):
+            raise GitKilled("the sandbox was ended while the repository was checked out")
         if not result.ok:
             raise TreeRefused(f"the repository could not be checked out: {_last_words(result)}")
         (self._folder(sprint_id) / "cloned").write_text(branch_sha + "\n")
@@ -285,6 +297,8 @@ class Workspaces:
             self._inside(sprint_id, _EXPORT, variables, timeout=EXPORT_SECONDS, binds=(_out(out),)),
             self._base_tree(sprint_id, base_sha),
         )
+        if _was_killed(result):
+            raise GitKilled("the sandbox was ended while the tree was packed")
         if not result.ok:
             fault = await asyncio.to_thread(_read_regular, out, "fault", 4096)
             words = fault.decode("utf-8", "replace").strip() if fault else _last_words(result)
@@ -640,6 +654,11 @@ def _take_place(scratch: Path, final: Path) -> None:
         scratch.rename(final)
     except OSError:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _was_killed(result: CommandResult) -> bool:
+    """Whether somebody else ended it (the kernel for want of memory, an operator): nothing is said about the tree then."""
+    return not result.killed and not result.timed_out and result.exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 def _last_words(result: CommandResult) -> str:

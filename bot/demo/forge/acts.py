@@ -635,6 +635,27 @@ class Acts:
         self._fire_issue(actor, repo, issue, event="", action="opened")
         return issue
 
+    async def retarget(self, actor: Actor, repo: Repo, issue: Issue, base: str) -> None:
+        """Another base for an open pull request; that it has one already changes nothing."""
+        pull = issue.pr
+        if not self.may_edit(actor, repo, issue):
+            raise RefusedError(403, None)
+        if base == pull.base:
+            return
+        if f"refs/heads/{base}" not in repo.refs:
+            raise RefusedError(404, f"new base '{base}' not exist")
+        if pull.merged or issue.state == "closed":
+            raise RefusedError(409 if pull.merged else 422, "The pull request is merged or closed")
+        for other in repo.issues.values():
+            taken = other.pull if other.state == "open" else None
+            if taken and (taken.head_repo_id, taken.head, taken.base) == (pull.head_repo_id, pull.head, base):
+                raise RefusedError(409, "pull request already exists for these targets")
+        before, pull.base = pull.base, base
+        await self._compare(repo, issue)
+        entry = self.state.add_entry(repo, issue, "change_target_branch", user=actor.user)
+        entry.old_ref, entry.new_ref = before, base
+        self._fire_issue(actor, repo, issue, event="", action="edited", changes={"ref": {"from": before}})
+
     async def merge(self, actor: Actor, repo: Repo, issue: Issue, *, style: str = "merge", message: str = "", drop: bool = False) -> None:
         """Merge, close what the body closes, and push: three deliveries at once. `drop` deletes the head branch afterwards."""
         pull = issue.pr

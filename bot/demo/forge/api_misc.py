@@ -48,6 +48,13 @@ async def get_user(call: Call) -> Reply:
     return Reply(call.shapes.user(_person(call), call.user_or_none))
 
 
+async def search_users(call: Call) -> Reply:
+    """By id, or by a part of the name."""
+    wanted, part = call.query("uid"), call.query("q").casefold()
+    found = [u for u in call.state.users.values() if (str(u.id) == wanted if wanted not in {"", "0"} else part in u.login.casefold())]
+    return Reply({"data": [call.shapes.user(user, call.user_or_none) for user in found], "ok": True})
+
+
 async def user_repos(call: Call) -> Reply:
     owner = _person(call)
     found = [r for r in call.state.repos.values() if r.owner_id == owner.id and call.state.may(r, call.user_or_none, "read")]
@@ -83,6 +90,15 @@ async def delete_user(call: Call) -> Reply:
     for repo in call.state.repos.values():
         repo.collaborators.pop(user.id, None)
     call.state.remove_user(user)
+    return Reply(status=204)
+
+
+async def rename_user(call: Call) -> Reply:
+    _admin(call)
+    try:
+        call.state.rename_user(_person(call), call.text("new_username"))
+    except ValueError as error:
+        raise RefusedError(422, str(error)) from error
     return Reply(status=204)
 
 
@@ -198,6 +214,7 @@ ROUTES = (
     Route("GET", "/settings/api", settings_api, ()),
     Route("GET", "/settings/ui", settings_ui, ()),
     Route("GET", "/user", me, ("user",), signed=True),
+    Route("GET", "/users/search", search_users, ("user",)),
     Route("GET", "/users/{username}", get_user, ("user",)),
     Route("GET", "/users/{username}/repos", user_repos, ("user", "repository")),
     Route("GET", "/users/{username}/tokens", list_tokens, ("user",), signed=True),
@@ -206,6 +223,7 @@ ROUTES = (
     Route("GET", "/admin/users", list_users, ("admin",), signed=True),
     Route("POST", "/admin/users", create_user, ("admin",)),
     Route("DELETE", "/admin/users/{username}", delete_user, ("admin",)),
+    Route("POST", "/admin/users/{username}/rename", rename_user, ("admin",)),
     Route("POST", "/orgs", create_org, ("organization",)),
     Route("GET", "/orgs/{org}", get_org, ("organization",)),
     Route("GET", "/orgs/{org}/labels", org_labels, ("organization",)),

@@ -66,6 +66,8 @@ async def edit_pull(call: Call) -> Reply:
     issue = call.pull()
     check_version(call, issue)
     people = call.people(call.body["assignees"]) if call.body.get("assignees") is not None else None
+    if call.body.get("base"):
+        await call.acts.retarget(call.actor, call.repo, issue, call.text("base"))
     await call.acts.edit_issue(
         call.actor,
         call.repo,

@@ -88,6 +88,8 @@ class Entry:
     removed: bool = False
     old_title: str = ""
     new_title: str = ""
+    old_ref: str = ""
+    new_ref: str = ""
     ref_issue: tuple[int, int] | None = None
     ref_action: str = "none"
     review_id: int = 0
@@ -285,6 +287,20 @@ class State:
 
     def by_id(self, user_id: int) -> User:
         return self.actions if user_id == ACTIONS_ID else self.users[user_id]
+
+    def rename_user(self, user: User, login: str) -> None:
+        """Everything of theirs moves along, and the old addresses of repositories redirect. ValueError where the name is taken."""
+        if not login or self._by_login.get(login.lower(), user) is not user:
+            raise ValueError(f"user already exists [name: {login}]")
+        before = user.login.lower()
+        del self._by_login[before]
+        user.login, self._by_login[login.lower()] = login, user
+        for repo in [repo for repo in self.repos.values() if repo.owner_id == user.id]:
+            name = repo.name.lower()
+            del self._by_name[before, name]
+            self.redirects[before, name] = repo.id
+            self._by_name[login.lower(), name] = repo
+            self.redirects.pop((login.lower(), name), None)
 
     def remove_user(self, user: User) -> None:
         del self.users[user.id], self._by_login[user.login.lower()]

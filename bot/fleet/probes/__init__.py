@@ -12,6 +12,7 @@ from bot.gitea.forge import Forge
 from bot.models import DispatchError
 from bot.providers.chain import Login, ProviderChain
 from bot.providers.entries import Entries, hermes_home
+from bot.redaction import Secret
 from bot.settings import Settings
 from bot.snapshot import Finding, ProbeVerdict
 from bot.store import Store
@@ -38,8 +39,8 @@ class Reach:
     """What probes may look at and act through.
 
     `names` tells the served repositories by id; `logins` renew the keys of providers; `hermes` is the root of Hermes' profiles. `lanes` are those of
-    this host. `memory` is what a probe remembers from one look of this process to the next. `make_room` deletes what retention allows and says how
-    much; it is None where this process may not.
+    this host. `webhook_secret` is the one that hooks are made with, None where this process does not know it. `memory` is what a probe remembers from
+    one look of this process to the next. `make_room` deletes what retention allows and says how much; it is None where this process may not.
     """
 
     settings: Settings
@@ -55,6 +56,7 @@ class Reach:
     boottime: Callable[[], float] = boottime
     lanes: Lanes | None = None
     make_room: Callable[[], Awaitable[str]] | None = None
+    webhook_secret: Secret | None = None
     kick_queue: Callable[[], None] = _nothing
     kick_projector: Callable[[], None] = _nothing
     memory: dict[str, object] = field(default_factory=dict)

@@ -337,7 +337,9 @@ def _sprint_data(conn: Connection, view: SprintView, start: int | None, *, sibli
     }
 
 
-_OF_THE_MACHINE = frozenset({Fault.SANDBOX_UNPROVEN, Fault.PROBE_FAILING, Fault.MODEL_DRIFT, Fault.TOKEN_EXPIRED, Fault.GITEA_ERRORS})
+_OF_THE_MACHINE = frozenset(
+    {Fault.SANDBOX_UNPROVEN, Fault.PROBE_FAILING, Fault.AGENT_DOWN, Fault.MODEL_DRIFT, Fault.TOKEN_EXPIRED, Fault.GITEA_ERRORS}
+)
 
 
 def _reasons(health: Health, viewer: Viewer) -> list[tuple[str, str]]:

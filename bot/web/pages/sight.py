@@ -10,6 +10,7 @@ from typing import Any
 
 from bot import replies
 from bot.models import RUNNING, Decision, OutcomeKind, PlanState, Position, SprintState, SprintView, WaitingReason
+from bot.redaction import encodable
 from bot.store.pages import Call, Step, Transcript
 from bot.workspace.secrets_scan import scan_text
 
@@ -243,7 +244,7 @@ def _arguments(text: str, size: int) -> Iterator[tuple[str, str]]:
         return
     for name, value in values.items():
         plain = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield name[:60], _cut(plain, VALUE)
+        yield encodable(name[:60]), _cut(encodable(plain), VALUE)
 
 
 def _detail(arguments: Sequence[tuple[str, str]]) -> str:
