@@ -181,6 +181,10 @@ class Fleet:
             await self.leader.round()
             await asyncio.sleep(0.05)
 
+    def over(self, sprint_id: str) -> bool:
+        """Whether it is settled, and its run in this process has ended too."""
+        return state(self.store, sprint_id) == SprintState.SETTLED and not any(f":{sprint_id}:" in run for run in self.engine._running)
+
     async def settled(self, sprint_id: str, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while state(self.store, sprint_id) != SprintState.SETTLED:

@@ -36,6 +36,7 @@ async def test_a_sprint_runs_its_five_steps_once(database: str, base: Path):
     async with launched(database, base / "state") as fleet:
         sprint = queue_sprint(fleet.store, 1)
         await fleet.settled(sprint)
+        await until(lambda: fleet.over(sprint))
         assert [(name, k) for name, _, k in fleet.notes.ran] == [(name, 1) for name in ("prepare", "work", "vet", "publish", "settle")]
 
 
@@ -172,7 +173,7 @@ async def picked_up(fleet: Fleet, sprint: str) -> None:
     async def over():
         await fleet.leader._requeue_lost()
         await fleet.leader.round()
-        return state(fleet.store, sprint) == SprintState.SETTLED
+        return fleet.over(sprint)
 
     await until(over, 40)
 

@@ -165,7 +165,7 @@ BREAKS = [
     ("a wrong by", "by (le, model)", "by (le, agent)"),
     ("bad PromQL", "sum by (tool, result)", "sum by (tool, result"),
     ("a missing legend label", "max by (state)", "max by (job)"),
-    ("a wrong matcher", 'outcome=~"pull_request|updated"', 'outcome=~"nothing"'),
+    ("a wrong matcher", 'outcome!~"cancelled|refused|planned"', 'outcome=~"nothing"'),
 ]
 
 
