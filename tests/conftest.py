@@ -9,6 +9,8 @@ import structlog
 from postgres_support import database, postgres_server
 from world import World, base_folder, make_world
 
+from bot.store import Store
+
 __all__ = ["base", "database", "postgres_server", "world"]
 
 
@@ -29,6 +31,17 @@ def base() -> Iterator[Path]:
     """A folder of the shape of a root service's state folder."""
     with base_folder() as path:
         yield path
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    """A store with its tables, on the database that the test's `database` names."""
+    made = Store(database)
+    made.open()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

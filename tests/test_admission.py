@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,16 +120,6 @@ def test_each_reason_has_its_name(policy: Policy, reason: WaitingReason):
     assert isinstance(answer, Wait)
     assert answer.reason is reason
     assert answer.note
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 ROW = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from fleet_support import now_ms
 
 from bot.decide import AskAgain
@@ -13,16 +11,6 @@ from bot.failpoints import Failpoints
 from bot.gitea.routing import Router
 from bot.inbox import Inbox
 from bot.store import Store, deliveries
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 class Room:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -620,16 +620,6 @@ async def test_the_number_of_queries_does_not_grow_with_the_rows(world: World):
     await world.store.write(lambda conn: put_steps(conn, big, 60, calls=5))
     assert await cost(big) <= small
     assert small < 30
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def test_the_queries_on_both_back_ends(store: Store):

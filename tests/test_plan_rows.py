@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,16 +39,6 @@ from bot.store.issue_queue import IssueQueue
 LIMITS = Limits(steps=10, seconds=60, tokens=1000, usd=1.0)
 PLANNING = {MODE: MODE_PLAN, "model": "m"}
 pytestmark = pytest.mark.parametrize("database", BACKENDS, indirect=True)
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def queue_of(conn: Any, sprint_id: str, issue: int = 1) -> IssueQueue:

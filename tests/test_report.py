@@ -9,7 +9,6 @@ import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,6 @@ REPOS = {1: "acme/rocket", 2: "acme/ship"}
 BAD = [OutcomeKind.NO_CHANGE, OutcomeKind.REFUSED, OutcomeKind.BUDGET, OutcomeKind.FAILED]
 
 moments = st.integers(NOW - 2 * LENGTH, NOW + HOUR_MS)
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @st.composite

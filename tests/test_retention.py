@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,16 +22,6 @@ KEEP = RetentionSettings(journals_days=30, plans_days=100, follow_ups_days=150, 
 REPO = 5
 pytestmark = pytest.mark.parametrize("database", BACKENDS, indirect=True)
 EVER = RetentionSettings(journals_days=0, plans_days=0, follow_ups_days=0, sprints_days=0)
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 @dataclass

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,16 +36,6 @@ from bot.store import Store, pauses, spells
 
 NOW = 1_800_000_000_000
 MINUTE = 60_000
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 looks = st.lists(

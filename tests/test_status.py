@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,6 @@ from world import World, make_world
 from bot.fleet.board import Board, look, opened, plain, shown
 from bot.models import Pause, PauseScope, UserError
 from bot.store import Store, pauses, sprints, steps, workers
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def board(store: Store, **more: Any) -> Board:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,16 +30,6 @@ from bot.models import (
 from bot.store import Store, StoreError, _sqlite, cursors, deliveries, intents, is_away, outbox, pulls, sprints, steps, workers
 
 S = SprintState
-
-
-@pytest.fixture
-def store(database: str) -> Iterator[Store]:
-    made = Store(database)
-    made.open()
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def beat_in(store: Store, *names: str) -> None:
